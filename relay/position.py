@@ -1,0 +1,51 @@
+"""Where a reader is: a byte offset into the response, the same number everywhere.
+
+The Redis stream entry that ends at byte N of the journal has the ID `N-<epoch>`, and so has the SSE
+event that ends there. Lag is a subtraction of two offsets.
+"""
+
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from relay.errors import Malformed
+
+# Both parts of a Redis stream ID are unsigned 64-bit; ours stay far below, and 15 digits keep
+# JavaScript clients exact (2**53).
+_POSITION = re.compile(r"(0|[1-9][0-9]{0,14})-(0|[1-9][0-9]{0,8})")
+
+
+class Position(NamedTuple):
+    """A byte offset, and the epoch of the writer under which it was true."""
+
+    offset: int
+    epoch: int
+
+    def __str__(self) -> str:
+        return f"{self.offset}-{self.epoch}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Position":
+        """Read `N-<epoch>`. Raises Malformed for anything else, spaces and signs included."""
+        match = _POSITION.fullmatch(text)
+        if match is None:
+            raise Malformed(f"not a position: {text[:40]!r}; expected OFFSET-EPOCH, as in an event id")
+        return cls(int(match[1]), int(match[2]))
+
+
+START = Position(0, 0)
+
+
+def valid_offset(position: Position, epoch_starts: Sequence[int]) -> int:
+    """The part of `position` that is still true: its offset, or where its epoch was overruled.
+
+    `epoch_starts[i]` is the offset from which epoch i+1 wrote. A position of epoch e past the start
+    of a later epoch lies in text that a failover lost: the reader must go back to that start.
+    """
+    return min([position.offset, *epoch_starts[position.epoch :]])
+
+
+def epoch_at(offset: int, epoch_starts: Sequence[int]) -> int:
+    """The newest epoch (1-based) that had started at or before `offset`; 0 before the first."""
+    return bisect_right(epoch_starts, offset)

@@ -1,0 +1,139 @@
+"""What a caller may ask for, validated once at the door and stored beside the response.
+
+Unknown top-level fields that are OpenAI sampling parameters are passed through to the upstream;
+everything else unknown is refused, because a misspelt limit that is ignored is a limit that is not there.
+"""
+
+import math
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+MAX_MESSAGES = 1024
+MAX_PROMPT_BYTES = 262_144  # all text of a prompt together; the body's own bound is a setting
+MAX_TOKENS = 16_000_000
+MAX_METADATA = 16
+PASSED_THROUGH = (
+    "frequency_penalty", "logit_bias", "logprobs", "min_p", "parallel_tool_calls", "presence_penalty",
+    "reasoning_effort", "repetition_penalty", "response_format", "seed", "stop", "temperature",
+    "tool_choice", "tools", "top_k", "top_logprobs", "top_p", "user",
+)  # fmt: skip
+
+
+class Simulation(BaseModel):
+    """The simulated source's parameters; zero tokens per second means as fast as it is let."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    tokens: int = Field(400, ge=1, le=MAX_TOKENS, description="how many tokens to make")
+    tokens_per_second: float = Field(60.0, ge=0, le=100_000, description="0: as fast as it is let")
+    seed: int = Field(1, ge=0, le=2**53, description="the text is a pure function of it")
+
+    @field_validator("tokens_per_second", mode="before")
+    @classmethod
+    def _number(cls, value: object) -> object:
+        """Whole numbers are numbers; booleans, text, NaN and infinities are not."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError("must be a finite number")
+        return float(value)
+
+
+class StreamRequest(BaseModel):
+    """The body of `POST /v1/streams`, and what a worker reads from the job."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: str = Field(min_length=1, max_length=200, description="a public model name")
+    messages: list[dict[str, Any]] | None = Field(None, max_length=MAX_MESSAGES)
+    prompt: str | None = Field(None, description="short for one user message")
+    max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
+    background: bool = Field(False, description="go on without readers")
+    priority: Literal["interactive", "background"] | None = None
+    pace: Literal["fastest", "slowest"] = "fastest"
+    window_bytes: Annotated[int, Field(ge=1024, le=16 * 1024 * 1024)] | None = None
+    degrade: bool = Field(True, description="false: refuse this request rather than degrade it")
+    metadata: dict[str, str] = Field(default_factory=dict, max_length=MAX_METADATA)
+    simulation: Simulation | None = None
+
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    user: str | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    logit_bias: dict[str, float] | None = None
+    response_format: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    tools: list[dict[str, Any]] | None = Field(None, max_length=256)
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> Self:
+        """Exactly one of prompt and messages, not empty, and within the bound."""
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give exactly one of prompt and messages")
+        if self.prompt is not None:
+            if not self.prompt.strip():
+                raise ValueError("prompt is empty")
+            size = len(self.prompt.encode("utf-8", "surrogatepass"))
+        else:
+            if not self.messages:
+                raise ValueError("messages is empty")
+            for message in self.messages:
+                if not isinstance(message.get("role"), str):
+                    raise ValueError("each message needs a role")
+            size = sum(text_bytes(message) for message in self.messages)
+        if size > MAX_PROMPT_BYTES:
+            raise ValueError(f"the prompt has {size} bytes of text; at most {MAX_PROMPT_BYTES}")
+        return self
+
+    @field_validator("metadata")
+    @classmethod
+    def _small(cls, value: dict[str, str]) -> dict[str, str]:
+        if any(len(key) > 64 or len(text) > 512 for key, text in value.items()):
+            raise ValueError("metadata keys are at most 64 characters, values at most 512")
+        return value
+
+    @property
+    def chat_messages(self) -> list[dict[str, Any]]:
+        """The messages as an OpenAI-compatible upstream takes them."""
+        if self.messages is not None:
+            return self.messages
+        return [{"role": "user", "content": self.prompt}]
+
+    @property
+    def token_limit(self) -> int | None:
+        """`max_completion_tokens` or its older name."""
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def queue(self) -> Literal["interactive", "background"]:
+        """The job stream it waits in."""
+        return self.priority or ("background" if self.background else "interactive")
+
+    def sampling(self) -> dict[str, Any]:
+        """The OpenAI parameters that the caller gave, to pass through."""
+        return {
+            name: value
+            for name in PASSED_THROUGH
+            if name in self.model_fields_set and (value := getattr(self, name)) is not None
+        }
+
+
+def text_bytes(value: object) -> int:
+    """The UTF-8 size of all text in a JSON value."""
+    if isinstance(value, str):
+        return len(value.encode("utf-8", "surrogatepass"))
+    if isinstance(value, dict):
+        return sum(text_bytes(item) for item in value.values())
+    if isinstance(value, list):
+        return sum(text_bytes(item) for item in value)
+    return 0

@@ -1,0 +1,129 @@
+"""The settings: `RELAY_*` variables and `.env`, validated at start, relations included.
+
+`relay settings` prints this table; the descriptions are its last column.
+"""
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from relay.errors import SettingsInvalid
+
+KIB, MIB = 1024, 1024 * 1024
+
+
+class Settings(BaseSettings):
+    """All of them, for every kind of process. Sizes in bytes, times in the unit of the name's end."""
+
+    model_config = SettingsConfigDict(env_prefix="RELAY_", env_file=".env", extra="ignore", frozen=True)
+
+    redis_url: str = Field(
+        "redis://127.0.0.1:6379/0", description="Redis or Valkey: redis://, rediss://, unix://"
+    )
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (), description="static keys, separated by commas, each optionally NAME:KEY"
+    )
+    require_keys: bool = Field(False, description="every call but health needs a key")
+    models_file: Path | None = Field(None, description="TOML: public model names and their sources")
+    upstream_base_url: str | None = Field(None, description="OpenAI-compatible upstream for other names")
+    upstream_api_key: SecretStr | None = Field(None, description="its key")
+
+    log_entries: int = Field(256, ge=16, le=65_536, description="cap of a response's log, in entries")
+    window_bytes: int = Field(32 * KIB, ge=KIB, le=16 * MIB, description="lead at which a source is paused")
+    credit_bytes: int = Field(16 * KIB, ge=KIB, le=MIB, description="unconfirmed bytes per consumer")
+    credit_entries: int = Field(64, ge=1, le=4096, description="unconfirmed entries per consumer")
+    max_response_bytes: int = Field(MIB, ge=4 * KIB, le=256 * MIB, description="bound of one journal")
+    flush_ms: float = Field(15.0, ge=0, le=500, description="least interval between two appends")
+    pause_max_s: float = Field(20.0, ge=0.1, le=3600, description="longest pause of a source")
+    abandon_after_s: float = Field(30.0, ge=0.1, le=86_400, description="no consumer for this long: cancel")
+    lease_s: float = Field(10.0, ge=0.5, le=300, description="a worker's lease on a response")
+    lease_renew_s: float = Field(3.0, ge=0.1, le=100, description="renewed this often")
+    retention_s: int = Field(3600, ge=10, le=30 * 86_400, description="kept after the last change")
+    memory_budget_bytes: int | None = Field(None, ge=MIB, description="Redis memory; default its maxmemory")
+
+    max_body_bytes: int = Field(MIB, ge=KIB, le=64 * MIB, description="of a request")
+    max_active: int = Field(4096, ge=1, le=1_000_000, description="responses queued or running at once")
+    max_consumers: int = Field(10_000, ge=1, le=100_000, description="SSE readers of one node")
+    keepalive_s: float = Field(15.0, ge=1, le=300, description="between two SSE comments on a quiet stream")
+    drain_s: float = Field(8.0, ge=0.1, le=600, description="from SIGTERM to the end, for API nodes")
+    worker_drain_s: float = Field(20.0, ge=0, le=3600, description="the same for workers, then hand over")
+    user_timeout_s: float = Field(60.0, ge=1, le=3600, description="TCP_USER_TIMEOUT of client sockets")
+    notsent_lowat_bytes: int = Field(16 * KIB, ge=KIB, le=MIB, description="TCP_NOTSENT_LOWAT")
+    tcp_maxseg: int | None = Field(None, ge=88, le=65_495, description="TCP_MAXSEG, to test on loopback")
+    wire_inflight: int = Field(16_384, ge=16, le=1_000_000, description="commands in flight per connection")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
+    log_format: Literal["json", "console"] = Field("json", description="how log lines look")
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("api_keys")
+    @classmethod
+    def _long_enough(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if any(len(key.get_secret_value().rpartition(":")[2]) < 8 for key in value):
+            raise ValueError("each key needs at least 8 characters")
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _scheme(cls, value: str) -> str:
+        if not value.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must start with redis://, rediss:// or unix://")
+        return value
+
+    @model_validator(mode="after")
+    def _relations(self) -> Self:
+        _need(
+            self.lease_renew_s * 2 <= self.lease_s,
+            "RELAY_LEASE_RENEW_S",
+            "at most half of RELAY_LEASE_S",
+        )
+        _need(
+            self.window_bytes <= self.max_response_bytes,
+            "RELAY_WINDOW_BYTES",
+            "at most RELAY_MAX_RESPONSE_BYTES",
+        )
+        _need(self.lease_s < self.retention_s, "RELAY_LEASE_S", "less than RELAY_RETENTION_S")
+        _need(self.pause_max_s < self.retention_s, "RELAY_PAUSE_MAX_S", "less than RELAY_RETENTION_S")
+        return self
+
+    def check_exposed(self, host: str) -> None:
+        """Raises SettingsInvalid when `host` would serve others than this machine without a key."""
+        if self.api_keys or _is_loopback(host):
+            return
+        raise SettingsInvalid(
+            f"--host {host}: without RELAY_API_KEYS only a loopback address is served; "
+            "set RELAY_API_KEYS or use --host 127.0.0.1"
+        )
+
+
+def _need(holds: bool, name: str, allowed: str) -> None:
+    if not holds:
+        raise ValueError(f"{name}: {allowed}")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def load(**given: Any) -> Settings:
+    """Read and check them. Raises SettingsInvalid with one line: the variable, the value, what is allowed."""
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:
+            raise SettingsInvalid(message) from error
+        name = str(first["loc"][0])
+        secret = "key" in name
+        shown = "(hidden)" if secret else repr(first["input"])[:80]
+        raise SettingsInvalid(f"RELAY_{name.upper()}={shown}: {message}") from error
