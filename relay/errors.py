@@ -22,6 +22,7 @@ RelayError
 │   ├── Fenced             a newer epoch owns this response: stop writing, do not retry
 │   ├── Gap                the log lost bytes that were acknowledged: resend from .head
 │   ├── StreamLost         the response's keys are gone
+│   ├── Refused            the server refused one command; .prefix says why (NOGROUP, NOPERM, ...)
 │   └── WireProtocol       the server answered what the protocol does not allow
 └── the source's
     └── SourceFailed       the generator could not go on; .code says why, .retryable whether to try again
@@ -169,8 +170,18 @@ class StreamLost(RelayError):
     retryable = True
 
 
+class Refused(RelayError):
+    """The server refused one command. `prefix` is the first word of its error: NOGROUP, WRONGTYPE."""
+
+    code = "refused"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.prefix = message.partition(" ")[0]
+
+
 class WireProtocol(RelayError):
-    """The server answered something the protocol does not allow here, or an error we do not know."""
+    """A peer sent what the protocol does not allow here."""
 
     code = "wire_protocol"
 

@@ -1,0 +1,205 @@
+"""One multiplexed connection per process to one Redis node, and what keeps it there.
+
+When the link breaks, every command in flight fails with ConnectionLost (it may or may not have run)
+and the wire reconnects by itself, backing off to at most a second between tries. Subscriptions are made
+again, and those who asked are told, because rings may have been missed. A server that owes a reply for
+`reply_timeout_s` is taken for dead.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any, TypedDict, Unpack
+
+from relay.address import Address, parse
+from relay.errors import ConnectionLost, RelayError, Unavailable
+from relay.link import Argument, Link, Reply
+
+Listener = Callable[[bytes], None]
+_FIRST_BACKOFF_S, _LAST_BACKOFF_S = 0.02, 1.0
+
+
+class Options(TypedDict, total=False):
+    """How a wire behaves; each has a default in `Wire`."""
+
+    name: str
+    max_inflight: int
+    reply_timeout_s: float
+    connect_timeout_s: float
+
+
+class Wire:
+    """Make one with `open_wire`, or with `connect` where nothing need outlive a break."""
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        name: str = "relay",
+        max_inflight: int = 16_384,
+        reply_timeout_s: float = 10.0,
+        connect_timeout_s: float = 5.0,
+    ) -> None:
+        self._address = address
+        self._name = name
+        self._max_inflight = max_inflight
+        self._reply_timeout_s = reply_timeout_s
+        self._connect_timeout_s = connect_timeout_s
+        self._link: Link | None = None  # set only once it has been greeted
+        self._listeners: dict[str, Listener] = {}
+        self._on_reconnect: list[Callable[[], None]] = []
+        self._lost = asyncio.Event()
+        self._connected = asyncio.Event()
+        self.reconnects = 0
+
+    @classmethod
+    async def connect(cls, url: str, **options: Unpack[Options]) -> "Wire":
+        """Connect once. Raises Unavailable, SettingsInvalid (credentials) or Refused."""
+        wire = cls(parse(url), **options)
+        await wire._establish()
+        return wire
+
+    # --- commands
+
+    def send(self, *args: Argument) -> Reply:
+        """Queue one command for this turn's write; the future resolves to its reply.
+
+        The future fails with ConnectionLost, OutOfMemory, Unavailable or Refused. Cancelling it does not
+        recall the command, and does not disturb the order of replies. Raises Unavailable at once when
+        there is no connection, or when too many commands already wait.
+        """
+        if self._link is None:
+            raise Unavailable(f"no connection to Redis at {self._address.shown}")
+        return self._link.send(args)
+
+    async def call(self, *args: Argument) -> Any:
+        """Send one command and wait for its reply; waits up to the connect timeout for a connection."""
+        if self._link is None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._connect_timeout_s):
+                    await self._connected.wait()
+        return await self.send(*args)
+
+    def post(self, *args: Argument) -> None:
+        """Send a command whose reply nobody needs: an XACK that a later one repeats, a notification."""
+        with suppress(Unavailable):
+            self.send(*args).add_done_callback(_retrieve)
+
+    @property
+    def inflight(self) -> int:
+        """Commands without a reply."""
+        return self._link.inflight if self._link else 0
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a greeted connection now."""
+        return self._link is not None
+
+    # --- push messages
+
+    def subscribe(self, channel: str, listener: Listener) -> None:
+        """Hand the sharded messages of `channel` to `listener`, also after a reconnect."""
+        self._listeners[channel] = listener
+        if self._link is not None:
+            self._link.send_subscription("SSUBSCRIBE", channel)
+
+    def unsubscribe(self, channel: str) -> None:
+        """Stop that. Messages already on their way are dropped."""
+        if self._listeners.pop(channel, None) is not None and self._link is not None:
+            self._link.send_subscription("SUNSUBSCRIBE", channel)
+
+    def on_reconnect(self, callback: Callable[[], None]) -> None:
+        """Call `callback` after each reconnect: rings may have been missed meanwhile."""
+        self._on_reconnect.append(callback)
+
+    # --- life
+
+    async def close(self) -> None:
+        """Write what is queued, close, and fail what is in flight."""
+        link, self._link = self._link, None
+        self._connected.clear()
+        if link is not None:
+            link.close()
+            await asyncio.sleep(0)  # the transport tells the link on the next turn
+
+    async def keep(self) -> None:
+        """Reconnect whenever the connection breaks, and drop it when replies stay out, until cancelled."""
+        while True:
+            try:
+                async with asyncio.timeout(self._reply_timeout_s / 4):
+                    await self._lost.wait()
+            except TimeoutError:
+                if self._link is not None and self._link.silent_s() > self._reply_timeout_s:
+                    self._link.abort()
+                continue
+            await self._reconnect()
+
+    async def _establish(self) -> None:
+        address, loop = self._address, asyncio.get_running_loop()
+        link = Link(address.shown, self._max_inflight, self._dispatch, self._link_lost)
+        try:
+            async with asyncio.timeout(self._connect_timeout_s):
+                if address.path:
+                    await loop.create_unix_connection(lambda: link, address.path)
+                else:
+                    await loop.create_connection(lambda: link, address.host, address.port, ssl=address.tls)
+                for reply in [link.send(command) for command in address.greeting(self._name)]:
+                    await reply
+        except (OSError, TimeoutError, ConnectionLost) as error:
+            link.abort()
+            raise Unavailable(f"cannot reach Redis at {address.shown}: {error or 'timed out'}") from error
+        except RelayError:
+            link.abort()
+            raise
+        if not link.is_open:
+            # It broke in the turn that answered the greeting, before anyone listened for the loss.
+            raise Unavailable(f"cannot reach Redis at {address.shown}: it closed the connection")
+        for channel in self._listeners:
+            link.send_subscription("SSUBSCRIBE", channel)
+        self._link = link
+        self._lost.clear()
+        self._connected.set()
+
+    async def _reconnect(self) -> None:
+        backoff_s = _FIRST_BACKOFF_S
+        while self._link is None:
+            # Jitter, so that a thousand processes do not come back in one instant.
+            await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311 not a secret
+            backoff_s = min(backoff_s * 2, _LAST_BACKOFF_S)
+            with suppress(RelayError):
+                await self._establish()
+        self.reconnects += 1
+        for callback in self._on_reconnect:
+            callback()
+
+    def _link_lost(self, link: Link) -> None:
+        if link is self._link:
+            self._link = None
+            self._connected.clear()
+            self._lost.set()
+
+    def _dispatch(self, channel: str, payload: bytes) -> None:
+        listener = self._listeners.get(channel)
+        if listener is not None:
+            listener(payload)
+
+
+@asynccontextmanager
+async def open_wire(url: str, **options: Unpack[Options]) -> AsyncIterator[Wire]:
+    """A wire that reconnects by itself for as long as the block lasts. Options as for `Wire.connect`."""
+    wire = await Wire.connect(url, **options)
+    # The only task that a wire has; it ends with the block.
+    keeper = asyncio.create_task(wire.keep(), name="wire-keeper")
+    try:
+        yield wire
+    finally:
+        keeper.cancel()
+        with suppress(asyncio.CancelledError):
+            await keeper
+        await wire.close()
+
+
+def _retrieve(future: Reply) -> None:
+    if not future.cancelled():
+        future.exception()
