@@ -1,0 +1,236 @@
+"""A response in Redis: the only module that knows its keys together.
+
+Writers: `claim`, then appends through `relay.scripts`, then `close`. Readers: `attach`, then either
+`send_read` (what is live, through the consumer's group) or `send_range` (what is behind, from the
+journal), and `send_ack` or `send_moved` for what their client has confirmed. Delivery is at least
+once at this level and exactly once to a reader that drops what ends at or before its position.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any, NamedTuple
+
+from relay import scripts
+from relay.errors import Malformed, NotFound, Refused
+from relay.events import Channel, Placed, decode
+from relay.keys import Keys, keys_of
+from relay.link import Argument, Reply
+from relay.position import Position
+from relay.wire import Wire
+
+SLICE_BYTES = 65_536  # of one GETRANGE: bounds the reply that a text or a walk holds in memory
+MAX_GROUPS = 128  # consumers of one response; more are refused with 429
+_LAST_SEQUENCE = "18446744073709551615"
+
+
+class Entry(NamedTuple):
+    """One entry of the log: its ID, where it ends, its bytes, and the server's time of it in microseconds."""
+
+    id: bytes
+    end: int
+    data: bytes
+    time_us: int
+
+
+class ConsumerState(NamedTuple):
+    """A consumer as Redis knows it. `idle_ms` is None when no connection is attached."""
+
+    id: str
+    position: int
+    pending: int
+    idle_ms: int | None
+
+
+class Snapshot(NamedTuple):
+    """The meta of a response, and how long its journal is."""
+
+    meta: dict[str, str]
+    head: int
+
+    @property
+    def status(self) -> str:
+        """What the contract calls status."""
+        return self.meta["status"]
+
+    @property
+    def epoch(self) -> int:
+        """The newest epoch."""
+        return int(self.meta["epoch"])
+
+
+class Journal:
+    """One response, seen through the wire that serves its keys."""
+
+    __slots__ = ("id", "keys", "wire")
+
+    def __init__(self, wire: Wire, response_id: str) -> None:
+        self.wire = wire
+        self.id = response_id
+        self.keys: Keys = keys_of(response_id)
+
+    # --- the whole of it
+
+    async def open(self, *, retention_s: int, **fields: Argument) -> bool:
+        """Create it in status `queued`. False when the id exists already."""
+        fields = {"status": "queued", "level": 0, **fields}
+        return await scripts.open_response(self.wire, self.keys, retention_s=retention_s, fields=fields)
+
+    async def snapshot(self) -> Snapshot:
+        """Its meta and length, of one moment. Raises NotFound when there is no such response."""
+        meta_reply = self.wire.send("HGETALL", self.keys.meta)
+        length_reply = self.wire.send("STRLEN", self.keys.journal)
+        meta, head = await meta_reply, await length_reply
+        if not meta:
+            raise NotFound(f"no response {self.id!r}: never made, or its retention has ended")
+        return Snapshot({key.decode(): value.decode() for key, value in meta.items()}, head)
+
+    async def read(self, start: int, stop: int) -> AsyncIterator[list[Placed]]:
+        """The records from `start`, a record boundary, to `stop`, a slice at a time.
+
+        Ends early where the journal ends, and at a record that is not whole yet.
+        """
+        while start < stop:
+            data = await self.send_range(start, min(SLICE_BYTES, stop - start))
+            placed, reached = decode(data, start)
+            if reached == start:
+                return
+            yield placed
+            start = reached
+
+    async def check_boundary(self, offset: int) -> None:
+        """Raises Malformed when `offset` is inside a record: an id that we never gave out.
+
+        Nearly free for recent positions (the log has the entry); for old ones it walks the journal.
+        """
+        if offset == 0:
+            return
+        entries = read_entries(
+            await self.wire.call("XRANGE", self.keys.log, f"{offset}-0", "+", "COUNT", 1), self.keys
+        )
+        start = entries[0].end - len(entries[0].data) if entries else 0
+        if start > offset:
+            start = 0
+        async for placed in self.read(start, offset):
+            start = placed[-1].end
+        if start != offset:
+            raise Malformed(f"not the id of an event of this response: {offset}")
+
+    async def text(self, stop: int) -> AsyncIterator[bytes]:
+        """The content up to offset `stop`, in pieces of UTF-8."""
+        async for placed in self.read(0, stop):
+            yield b"".join(item.record.payload for item in placed if item.record.channel is Channel.CONTENT)
+
+    # --- readers
+
+    async def attach(
+        self, consumer: str, connection: str, position: Position | None, *, limit: int, retention_s: int
+    ) -> scripts.Attached:
+        """Attach a connection; see `lua/attach_consumer.lua`. None: where the consumer was, or the start."""
+        return await scripts.attach_consumer(
+            self.wire,
+            self.keys,
+            consumer=consumer,
+            connection=connection,
+            offset=-1 if position is None else position.offset,
+            epoch=0 if position is None else position.epoch,
+            limit=limit,
+            retention_s=retention_s,
+            most=MAX_GROUPS,
+        )
+
+    def send_read(self, consumer: str, connection: str, count: int) -> Reply:
+        """Ask for the next `count` entries of the consumer; read the reply with `read_entries`."""
+        return self.wire.send(
+            "XREADGROUP", "GROUP", consumer, connection, "COUNT", count, "STREAMS", self.keys.log, ">"
+        )
+
+    def send_range(self, start: int, size: int) -> Reply:
+        """Ask for `size` bytes of the journal from `start`."""
+        return self.wire.send("GETRANGE", self.keys.journal, start, start + size - 1)
+
+    def post_ack(self, consumer: str, ids: list[bytes]) -> None:
+        """Confirm entries, without waiting: a lost one is repeated by the next attach."""
+        self.wire.post("XACK", self.keys.log, consumer, *ids)
+
+    def post_moved(self, consumer: str, offset: int) -> None:
+        """Say how far a consumer that reads the journal has confirmed, without waiting."""
+        self.wire.post("XGROUP", "SETID", self.keys.log, consumer, f"{offset}-{_LAST_SEQUENCE}")
+
+    def post_seen(self, consumer: str, connection: str) -> None:
+        """Say that a connection that may not read now is still there: an empty read of its history."""
+        self.wire.post(
+            "XREADGROUP", "GROUP", consumer, connection, "COUNT", 1,
+            "STREAMS", self.keys.log, f"{_LAST_SEQUENCE}-{_LAST_SEQUENCE}",
+        )  # fmt: skip
+
+    def post_detach(self, consumer: str, connection: str, offset: int, *, keep: bool) -> None:
+        """Leave the consumer at `offset`; `keep=False` forgets it."""
+        scripts.post_detach(
+            self.wire, self.keys, consumer=consumer, connection=connection, offset=offset, keep=keep
+        )
+
+    # --- who reads, and how far they are
+
+    async def consumers(
+        self, start_of: Callable[[int], int | None] = lambda _end: None
+    ) -> list[ConsumerState]:
+        """Every consumer's confirmed position: where its oldest pending entry starts, else its last read.
+
+        `start_of` may know where an entry that ends at an offset starts; else the log is asked.
+        """
+        try:
+            groups = await self.wire.call("XINFO", "GROUPS", self.keys.log)
+        except Refused:  # no log yet: nothing was appended and nobody attached
+            return []
+        asked = [self._ask(group) for group in groups]
+        return [
+            await self._state(group, replies, start_of) for group, replies in zip(groups, asked, strict=True)
+        ]
+
+    def _ask(self, group: dict[bytes, Any]) -> tuple[Reply, Reply | None]:
+        name = group[b"name"]
+        members = self.wire.send("XINFO", "CONSUMERS", self.keys.log, name)
+        return members, self.wire.send("XPENDING", self.keys.log, name) if group[b"pending"] else None
+
+    async def _state(
+        self,
+        group: dict[bytes, Any],
+        replies: tuple[Reply, Reply | None],
+        start_of: Callable[[int], int | None],
+    ) -> ConsumerState:
+        position = _offset(group[b"last-delivered-id"])
+        pending = 0
+        idle: int | None = None
+        try:
+            members = await replies[0]
+            idle = min((member[b"idle"] for member in members), default=None)
+            summary = await replies[1] if replies[1] is not None else None
+        except Refused:  # the group went away between the two
+            summary = None
+        if summary and summary[0]:
+            pending = summary[0]
+            position = await self._start(summary[1], start_of)
+        return ConsumerState(group[b"name"].decode(), position, pending, idle)
+
+    async def _start(self, entry_id: bytes, start_of: Callable[[int], int | None]) -> int:
+        end = _offset(entry_id)
+        known = start_of(end)
+        if known is not None:
+            return known
+        entries = read_entries(await self.wire.call("XRANGE", self.keys.log, entry_id, entry_id), self.keys)
+        return end - len(entries[0].data) if entries else end
+
+
+def read_entries(reply: Any, keys: Keys) -> list[Entry]:
+    """The entries of an XRANGE or XREADGROUP reply, without those that were trimmed while pending."""
+    if not reply:
+        return []
+    rows = reply[keys.log.encode()] if type(reply) is dict else reply
+    entries = []
+    for entry_id, fields in rows:
+        if fields:
+            entries.append(Entry(entry_id, int(entry_id[: entry_id.index(b"-")]), fields[1], int(fields[3])))
+    return entries
+
+
+def _offset(entry_id: bytes) -> int:
+    return int(entry_id.partition(b"-")[0])

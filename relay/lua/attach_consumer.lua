@@ -1,0 +1,68 @@
+-- Attach a connection to a consumer's group and give it the first part of what it has not seen.
+-- KEYS 1 meta  2 journal  3 log  4 bell (channel)
+-- ARGV 1 consumer (the group)  2 connection (its one member)  3 offset, or -1 for where the consumer was
+--      4 epoch of that offset  5 limit in bytes  6 retention_s  7 most groups on one response
+-- Returns {'OK', offset, head, status, epoch, bytes, rewound (0 or 1)}, {'GONE'} or {'FULL'}.
+-- Atomic, because between history and live nothing may be missed or seen twice.
+--
+-- The group's last delivered ID is made `offset-<largest>`: every entry that ends after the offset is
+-- unread, under any epoch. Whoever was attached before loses its pending entries to this one, and
+-- hears of it on the bell.
+local meta = redis.call('HMGET', KEYS[1], 'status', 'starts', 'epoch')
+if not meta[1] then
+  return {'GONE'}
+end
+local last = '-18446744073709551615'
+local head = redis.call('STRLEN', KEYS[2])
+local offset = tonumber(ARGV[3])
+local known = false
+local count = 0
+if redis.call('EXISTS', KEYS[3]) == 1 then
+  for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[3])) do
+    count = count + 1
+    if group[2] == ARGV[1] then
+      known = group
+    end
+  end
+end
+if not known and count >= tonumber(ARGV[7]) then
+  return {'FULL'}
+end
+local rewound = 0
+if offset < 0 then
+  offset = 0
+  if known then
+    -- What was read and not confirmed is read again: back to where the oldest pending entry starts. When
+    -- that was trimmed its start is unknown, and its end less the largest entry would cut a record: 0.
+    offset = tonumber(string.match(known[8], '^%d+'))
+    if known[6] > 0 then
+      local oldest = redis.call('XPENDING', KEYS[3], ARGV[1])[2]
+      local entry = redis.call('XRANGE', KEYS[3], oldest, oldest)[1]
+      offset = entry and tonumber(string.match(oldest, '^%d+')) - #entry[2][2] or 0
+    end
+  end
+else
+  local epoch = tonumber(ARGV[4])
+  local nth = 0
+  for start in string.gmatch(meta[2], '%d+') do
+    nth = nth + 1
+    if nth > epoch and tonumber(start) < offset then
+      offset = tonumber(start)
+      rewound = 1
+    end
+  end
+end
+local id = string.format('%.0f', offset) .. last
+if known then
+  for _, member in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[3], ARGV[1])) do
+    redis.call('XGROUP', 'DELCONSUMER', KEYS[3], ARGV[1], member[2])
+  end
+  redis.call('XGROUP', 'SETID', KEYS[3], ARGV[1], id)
+else
+  redis.call('XGROUP', 'CREATE', KEYS[3], ARGV[1], id, 'MKSTREAM')
+  redis.call('EXPIRE', KEYS[3], ARGV[6])
+end
+redis.call('XGROUP', 'CREATECONSUMER', KEYS[3], ARGV[1], ARGV[2])
+redis.call('SPUBLISH', KEYS[4], 'attached ' .. ARGV[1] .. ' ' .. ARGV[2])
+local bytes = redis.call('GETRANGE', KEYS[2], offset, offset + tonumber(ARGV[5]) - 1)
+return {'OK', offset, head, meta[1], meta[3], bytes, rewound}

@@ -1,0 +1,14 @@
+-- Ask for a response to stop; its worker hears it on the control channel and with its next append.
+-- KEYS 1 meta  2 control (channel)
+-- ARGV -
+-- Returns the status as it is, or nil when there is no such response. Idempotent.
+-- Atomic, because the wish must not be noted on a response that has just ended.
+local status = redis.call('HGET', KEYS[1], 'status')
+if not status then
+  return nil
+end
+if status ~= 'completed' and status ~= 'failed' and status ~= 'cancelled' then
+  redis.call('HSET', KEYS[1], 'cancel', '1')
+  redis.call('SPUBLISH', KEYS[2], 'cancel')
+end
+return status

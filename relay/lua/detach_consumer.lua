@@ -1,0 +1,24 @@
+-- A connection has ended: keep what its client has confirmed, and drop its pending entries.
+-- KEYS 1 log
+-- ARGV 1 consumer (the group)  2 connection (its member)  3 the confirmed offset  4 keep ('1' or '0')
+-- Returns 1, or 0 when a newer connection has taken the consumer over: then nothing is touched.
+-- Atomic, because a newer connection may attach between the look and the write.
+if redis.call('EXISTS', KEYS[1]) == 0 then
+  return 0
+end
+for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+  if group[2] == ARGV[1] then
+    for _, member in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
+      if member[2] ~= ARGV[2] then
+        return 0
+      end
+    end
+    if ARGV[4] == '0' then
+      return redis.call('XGROUP', 'DESTROY', KEYS[1], ARGV[1])
+    end
+    redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2])
+    redis.call('XGROUP', 'SETID', KEYS[1], ARGV[1], ARGV[3] .. '-18446744073709551615')
+    return 1
+  end
+end
+return 0

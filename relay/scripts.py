@@ -1,0 +1,249 @@
+"""One typed function per Lua file in `relay/lua`; callers never see KEYS and ARGV.
+
+Scripts are loaded when a wire is opened and after each reconnect; a server that has forgotten one
+(SCRIPT FLUSH, a failover) is given its text with the call. Each file's header states what it returns,
+why it is atomic, and what a retry does.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+from relay.errors import Fenced, Gap, Overloaded, Refused, StreamLost, WireProtocol
+from relay.keys import Keys
+from relay.link import Argument, Reply
+from relay.wire import Wire
+
+
+class Script:
+    """A Lua file of this package and its digest."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.text = files("relay").joinpath("lua", f"{name}.lua").read_text()
+        self.sha = hashlib.sha1(self.text.encode()).hexdigest()  # noqa: S324 Redis names scripts so
+
+    def send(self, wire: Wire, keys: tuple[str, ...], args: tuple[Argument, ...]) -> Reply:
+        """Send the call in this turn's write; fails with Refused NOSCRIPT if the server forgot it."""
+        return wire.send("EVALSHA", self.sha, len(keys), *keys, *args)
+
+    async def run(self, wire: Wire, keys: tuple[str, ...], args: tuple[Argument, ...]) -> Any:
+        """Call it, with its text when the server has forgotten it."""
+        try:
+            return await wire.call("EVALSHA", self.sha, len(keys), *keys, *args)
+        except Refused as error:
+            if error.prefix != "NOSCRIPT":
+                raise
+            return await wire.call("EVAL", self.text, len(keys), *keys, *args)
+
+
+OPEN = Script("open_response")
+CLAIM = Script("claim_response")
+APPEND = Script("append_records")
+CLOSE = Script("close_response")
+RENEW = Script("renew_lease")
+RELEASE = Script("release_lease")
+CANCEL = Script("cancel_response")
+ATTACH = Script("attach_consumer")
+DETACH = Script("detach_consumer")
+ALL = (OPEN, CLAIM, APPEND, CLOSE, RENEW, RELEASE, CANCEL, ATTACH, DETACH)
+
+
+async def load(wire: Wire) -> None:
+    """Load every script now and after each reconnect."""
+    for reply in [wire.send("SCRIPT", "LOAD", script.text) for script in ALL]:
+        await reply
+
+    def again() -> None:
+        for script in ALL:
+            wire.post("SCRIPT", "LOAD", script.text)
+
+    wire.on_reconnect(again)
+
+
+async def open_response(wire: Wire, keys: Keys, *, retention_s: int, fields: Mapping[str, Argument]) -> bool:
+    """Write the meta of a new response. False when the id exists."""
+    flat = [part for pair in fields.items() for part in pair]
+    return bool(await OPEN.run(wire, (keys.meta,), (retention_s, *flat)))
+
+
+class Claimed(NamedTuple):
+    """A lease: the new epoch, the head it starts from, and what is to be generated."""
+
+    epoch: int
+    head: int
+    request: bytes
+    created_at: float
+    cancelled: bool
+
+
+class NotClaimed(NamedTuple):
+    """Why there is no lease: gone, done, or held by another."""
+
+    why: str
+
+
+async def claim_response(
+    wire: Wire, keys: Keys, *, owner: str, lease_ms: int, retention_s: int
+) -> Claimed | NotClaimed:
+    """Take the lease and raise the epoch. Not idempotent: each success is a new epoch."""
+    reply = await CLAIM.run(
+        wire, (keys.meta, keys.journal, keys.lease, keys.log), (owner, lease_ms, retention_s)
+    )
+    if reply[0] != b"OK":
+        return NotClaimed(reply[0].decode().lower())
+    _, epoch, head, request, created_at, cancel = reply
+    return Claimed(epoch, head, request, float(created_at), cancel == b"1")
+
+
+class Appended(NamedTuple):
+    """The head after an append, and whether somebody wants the generation to stop."""
+
+    head: int
+    cancelled: bool
+
+
+def send_append(
+    wire: Wire, keys: Keys, *, epoch: int, base: int, data: bytes, cap: int, retention_s: int
+) -> Reply:
+    """`append_records` without waiting: the pump's way. Read the reply with `read_append`."""
+    return APPEND.send(
+        wire, (keys.meta, keys.journal, keys.log, keys.bell), (epoch, base, data, cap, retention_s)
+    )
+
+
+def read_append(reply: Any) -> Appended:
+    """What an append answered. Raises Fenced, Gap or StreamLost."""
+    if type(reply) is int:
+        return Appended(reply, cancelled=False)
+    if reply[0] == b"CANCEL":
+        return Appended(reply[1], cancelled=True)
+    raise _refusal(reply)
+
+
+async def append_records(
+    wire: Wire, keys: Keys, *, epoch: int, base: int, data: bytes, cap: int, retention_s: int
+) -> Appended:
+    """Append `data` at `base`. Idempotent. Raises Fenced, Gap or StreamLost, and OutOfMemory."""
+    reply = await APPEND.run(
+        wire, (keys.meta, keys.journal, keys.log, keys.bell), (epoch, base, data, cap, retention_s)
+    )
+    return read_append(reply)
+
+
+async def close_response(
+    wire: Wire,
+    keys: Keys,
+    *,
+    epoch: int,
+    base: int,
+    data: bytes,
+    retention_s: int,
+    fields: Mapping[str, Argument],
+) -> int:
+    """Append the terminal records and write how it ended. Idempotent. Returns the final head.
+
+    Raises Fenced, Gap or StreamLost.
+    """
+    flat = [part for pair in fields.items() for part in pair]
+    reply = await CLOSE.run(
+        wire,
+        (keys.meta, keys.journal, keys.log, keys.bell, keys.lease),
+        (epoch, base, data, retention_s, *flat),
+    )
+    if reply[0] == b"OK":
+        return int(reply[1])
+    raise _refusal(reply)
+
+
+async def renew_lease(
+    wire: Wire,
+    keys: Keys,
+    *,
+    epoch: int,
+    owner: str,
+    lease_ms: int,
+    retention_s: int,
+    status: str,
+    level: int,
+) -> bool:
+    """Renew the lease, tell the status. True when somebody wants it to stop. Raises Fenced, StreamLost."""
+    reply = await RENEW.run(
+        wire,
+        (keys.meta, keys.journal, keys.log, keys.lease),
+        (epoch, owner, lease_ms, retention_s, status, level),
+    )
+    if reply[0] != b"OK":
+        raise _refusal(reply)
+    return bool(reply[1] == b"1")
+
+
+async def release_lease(wire: Wire, keys: Keys, *, epoch: int, owner: str) -> bool:
+    """Give the lease up for the next worker. False when it was not ours any more."""
+    return bool(await RELEASE.run(wire, (keys.meta, keys.lease), (epoch, owner)))
+
+
+async def cancel_response(wire: Wire, keys: Keys) -> str | None:
+    """Ask for a stop; the status it found, None when there is no such response. Idempotent."""
+    reply = await CANCEL.run(wire, (keys.meta, keys.control), ())
+    return reply.decode() if reply is not None else None
+
+
+class Attached(NamedTuple):
+    """Where a consumer goes on, and the first bytes from there (whole and cut records)."""
+
+    offset: int
+    head: int
+    status: str
+    epoch: int
+    data: bytes
+    rewound: bool
+
+
+async def attach_consumer(
+    wire: Wire,
+    keys: Keys,
+    *,
+    consumer: str,
+    connection: str,
+    offset: int,
+    epoch: int,
+    limit: int,
+    retention_s: int,
+    most: int,
+) -> Attached:
+    """Attach `connection` to the group `consumer` at `offset` (-1: where it was).
+
+    Raises StreamLost when there is no such response, Overloaded when it has `most` groups. A second
+    call with the same arguments leaves the same state.
+    """
+    reply = await ATTACH.run(
+        wire,
+        (keys.meta, keys.journal, keys.log, keys.bell),
+        (consumer, connection, offset, epoch, limit, retention_s, most),
+    )
+    if reply[0] == b"FULL":
+        raise Overloaded(f"this response has {most} consumers, the most it may have", retry_after_s=5)
+    if reply[0] != b"OK":
+        raise _refusal(reply)
+    _, at, head, status, now, data, rewound = reply
+    return Attached(at, head, status.decode(), int(now), data, bool(rewound))
+
+
+def post_detach(wire: Wire, keys: Keys, *, consumer: str, connection: str, offset: int, keep: bool) -> None:
+    """Record a connection's end without waiting; if it is lost, the consumer's idle time tells."""
+    wire.post(
+        "EVALSHA", DETACH.sha, 1, keys.log, consumer, connection, offset, "1" if keep else "0"
+    )  # fmt: skip
+
+
+def _refusal(reply: list[Any]) -> Exception:
+    word = reply[0]
+    if word == b"FENCED":
+        return Fenced("another worker has taken this response over")
+    if word == b"GAP":
+        return Gap(int(reply[1]))
+    if word == b"GONE":
+        return StreamLost("the response is gone from Redis")
+    return WireProtocol(f"a script answered {word!r}")
