@@ -1,6 +1,6 @@
 -- Take the lease of a response and begin a new epoch: from here on older writers are fenced.
 -- KEYS 1 meta  2 journal  3 lease  4 log
--- ARGV 1 owner  2 lease_ms  3 retention_s
+-- ARGV 1 worker  2 lease_ms  3 retention_s
 -- Returns {'OK', epoch, head, request, created_at, cancel ('' or '1')}, or {'GONE'}, {'DONE'} (it has
 -- ended), {'HELD'} (another owner's lease is alive).
 -- Atomic, because the lease, the epoch and the offset where the epoch starts must be one fact.
@@ -18,7 +18,7 @@ end
 local epoch = redis.call('HINCRBY', KEYS[1], 'epoch', 1)
 local head = redis.call('STRLEN', KEYS[2])
 local starts = meta[5] == '' and tostring(head) or (meta[5] .. ',' .. head)
-redis.call('HSET', KEYS[1], 'starts', starts, 'owner', ARGV[1], 'status', 'running', 'level', '0')
+redis.call('HSET', KEYS[1], 'starts', starts, 'worker', ARGV[1], 'status', 'running', 'level', '0')
 redis.call('SET', KEYS[3], ARGV[1], 'PX', ARGV[2])
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 redis.call('EXPIRE', KEYS[2], ARGV[3])
