@@ -1,0 +1,130 @@
+"""The work queue: one stream for each priority, consumer group `workers`.
+
+A job is an entry with a response's id; it stays in its stream, pending, until it is finished, so the
+streams' lengths are what is queued and running. The lease is a key of its own (see `journal`), not the
+pending entry's idle time: claiming an entry to renew it would steal it back from a new owner.
+Delivery is at least once: `claim_response` decides who generates.
+"""
+
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from relay.errors import Refused
+from relay.keys import JOBS_BACKGROUND, JOBS_GROUP, JOBS_INTERACTIVE, keys_of
+from relay.link import Argument
+from relay.wire import Wire
+
+STREAMS = {"interactive": JOBS_INTERACTIVE, "background": JOBS_BACKGROUND}
+SCAN_COUNT = 100  # pending entries looked at by one scan of one stream
+
+
+class Job(NamedTuple):
+    """A claimed entry: which stream, which entry, which response, how often it was delivered."""
+
+    stream: str
+    entry_id: bytes
+    response_id: str
+    deliveries: int
+
+
+class Jobs:
+    """The queue through one wire; `blocking` is a wire of its own, because a blocked read stops the line."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._cursors = dict.fromkeys(STREAMS.values(), "-")  # where the next scan for orphans starts
+
+    async def prepare(self) -> None:
+        """Make the streams and the group where they are missing. Idempotent."""
+        for stream in STREAMS.values():
+            try:
+                await self._wire.call("XGROUP", "CREATE", stream, JOBS_GROUP, "0", "MKSTREAM")
+            except Refused as error:
+                if error.prefix != "BUSYGROUP":
+                    raise
+
+    async def submit(self, queue: str, response_id: str) -> None:
+        """Queue a response. A retry queues it twice, which is harmless: only one claim succeeds."""
+        await self._wire.call("XADD", STREAMS[queue], "*", "id", response_id)
+
+    async def depth(self) -> int:
+        """How many responses are queued or running."""
+        lengths = [self._wire.send("XLEN", stream) for stream in STREAMS.values()]
+        return sum([await length for length in lengths])
+
+    async def claim(self, blocking: Wire, worker: str, count: int, block_ms: int) -> list[Job]:
+        """At most `count` new jobs, interactive ones first; waits up to `block_ms` for one.
+
+        Only on an empty queue does it block, for a single job: a blocked read on both streams could
+        otherwise bring `count` of each.
+        """
+        try:
+            for stream in STREAMS.values():
+                if jobs := await _read(blocking, worker, ("COUNT", count, "STREAMS", stream, ">")):
+                    return jobs
+            streams = STREAMS.values()
+            return await _read(
+                blocking,
+                worker,
+                ("COUNT", 1, "BLOCK", block_ms, "STREAMS", *streams, *(">" for _ in streams)),
+            )
+        except Refused as error:
+            if error.prefix not in ("NOGROUP", "UNBLOCKED"):
+                raise
+            await self.prepare()  # the streams were flushed away
+            return []
+
+    async def finish(self, job: Job) -> None:
+        """Take it out of the queue. Idempotent."""
+        ack = self._wire.send("XACK", job.stream, JOBS_GROUP, job.entry_id)
+        delete = self._wire.send("XDEL", job.stream, job.entry_id)
+        await ack
+        await delete
+
+    async def hand_over(self, job: Job) -> None:
+        """Queue it anew for another worker, then take this delivery out."""
+        await self._wire.call("XADD", job.stream, "*", "id", job.response_id)
+        await self.finish(job)
+
+    async def orphans(self, worker: str, idle_ms: int, most: int) -> list[Job]:
+        """Take over at most `most` jobs whose response nobody holds a lease on.
+
+        A job younger than `idle_ms` is left alone: its worker may not have come to the lease yet.
+        """
+        taken: list[Job] = []
+        for stream in STREAMS.values():
+            if most - len(taken) > 0:
+                with suppress(Refused):
+                    taken += await self._orphans_of(stream, worker, idle_ms, most - len(taken))
+        return taken
+
+    async def _orphans_of(self, stream: str, worker: str, idle_ms: int, most: int) -> list[Job]:
+        pending = await self._wire.call(
+            "XPENDING", stream, JOBS_GROUP, "IDLE", idle_ms, self._cursors[stream], "+", SCAN_COUNT
+        )
+        full = len(pending) == SCAN_COUNT
+        self._cursors[stream] = "(" + pending[-1][0].decode() if full else "-"
+        entries = [self._wire.send("XRANGE", stream, row[0], row[0]) for row in pending]
+        found = [(row, (await entry or [None])[0]) for row, entry in zip(pending, entries, strict=True)]
+        for row, entry in found:
+            if entry is None:  # deleted while pending
+                self._wire.post("XACK", stream, JOBS_GROUP, row[0])
+        jobs = [Job(stream, row[0], entry[1][1].decode(), row[3]) for row, entry in found if entry]
+        leases = [self._wire.send("EXISTS", keys_of(job.response_id).lease) for job in jobs]
+        free = [job for job, lease in zip(jobs, leases, strict=True) if not await lease][:most]
+        # The idle time decides between two workers that saw the same orphan: the second gets nothing.
+        return [
+            job._replace(deliveries=job.deliveries + 1)
+            for job in free
+            if await self._wire.call("XCLAIM", stream, JOBS_GROUP, worker, idle_ms, job.entry_id)
+        ]
+
+
+async def _read(wire: Wire, worker: str, rest: tuple[Argument, ...]) -> list[Job]:
+    reply: dict[bytes, list[Any]] | None = await wire.call("XREADGROUP", "GROUP", JOBS_GROUP, worker, *rest)
+    return [
+        Job(stream.decode(), entry_id, fields[1].decode(), 1)
+        for stream, entries in (reply or {}).items()
+        for entry_id, fields in entries
+        if fields
+    ]

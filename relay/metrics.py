@@ -1,0 +1,69 @@
+"""What every process measures alike, and how a hot path counts without paying for it.
+
+The hot path adds to plain integers; `Counted` hands their values to prometheus_client at the scrape.
+No label ever holds a response or consumer id.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from relay.topology import Topology
+
+LATENCY_BUCKETS = (
+    0.001, 0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+)  # fmt: skip
+
+Samples = Callable[[], Iterable[tuple[tuple[str, ...], float]]]
+
+
+class Counted(Collector):
+    """Counters and gauges read from the process's own state when somebody scrapes."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._families: list[tuple[type[Metric], str, str, tuple[str, ...], Samples]] = []
+        registry.register(self)
+
+    def counter(self, name: str, text: str, labels: tuple[str, ...], samples: Samples) -> None:
+        """A counter; `name` is without `_total`."""
+        self._families.append((CounterMetricFamily, name, text, labels, samples))
+
+    def gauge(self, name: str, text: str, labels: tuple[str, ...], samples: Samples) -> None:
+        """A gauge."""
+        self._families.append((GaugeMetricFamily, name, text, labels, samples))
+
+    def collect(self) -> Iterator[Metric]:
+        """One family each, with the samples of this moment."""
+        for kind, name, text, labels, samples in self._families:
+            family = kind(name, text, labels=list(labels))  # type: ignore[call-arg]
+            for values, value in samples():
+                family.add_metric(list(values), value)  # type: ignore[attr-defined]
+            yield family
+
+
+def one(value: Callable[[], float]) -> Samples:
+    """The samples of a family without labels."""
+    return lambda: [((), value())]
+
+
+def by_label(values: Mapping[str, float]) -> Samples:
+    """The samples of a family with one label, read from a mapping."""
+    return lambda: [((label,), value) for label, value in values.items()]
+
+
+def redis_metrics(counted: Counted, topology: Topology) -> None:
+    """What every process knows of its connections to Redis."""
+    counted.counter(
+        "relay_redis_reconnects",
+        "Connections to Redis made again after a break.",
+        (),
+        one(lambda: sum(wire.reconnects for wire in topology.wires())),
+    )
+    counted.gauge(
+        "relay_redis_inflight",
+        "Commands sent to Redis that have no reply yet.",
+        (),
+        one(lambda: sum(wire.inflight for wire in topology.wires())),
+    )

@@ -1,0 +1,223 @@
+"""One job from claim to its end: what is written for every way a generation can go."""
+
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import structlog
+from pydantic import ValidationError
+
+from relay import scripts
+from relay.errors import Fenced, NotFound, RelayError, SourceFailed, StreamLost
+from relay.events import Channel, Record, event
+from relay.jobs import Job, Jobs
+from relay.journal import Journal
+from relay.lifecycle import FinishReason, Status
+from relay.models import Registry
+from relay.requests import StreamRequest
+from relay.settings import Settings
+from relay.topology import Topology
+from workers.metrics import Metrics
+from workers.pump import Pump, Terms
+from workers.sources.base import Finish, Generation, Prefix, Source
+
+log = structlog.get_logger("relay.worker")
+
+MAX_DELIVERIES = 3  # a job that took this many workers with it is poison
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """What every generation of a worker shares."""
+
+    worker_id: str
+    settings: Settings
+    topology: Topology
+    jobs: Jobs
+    registry: Registry
+    sources: dict[str, Source]
+    metrics: Metrics
+
+    @property
+    def lease_ms(self) -> int:
+        """The lease, as Redis takes it."""
+        return int(self.settings.lease_s * 1000)
+
+
+class GenerationJob:
+    """A claimed job. `run` ends when the response has ended or belongs to somebody else."""
+
+    def __init__(self, workshop: Workshop, job: Job) -> None:
+        self._shop = workshop
+        self._job = job
+        self.journal: Journal = workshop.topology.journal(job.response_id)
+        self.pump: Pump | None = None
+        self.epoch = 0
+
+    async def run(self) -> None:
+        """Claim, generate, close, finish the job. Raises Unavailable when Redis stays away."""
+        shop = self._shop
+        claimed = await scripts.claim_response(
+            self.journal.wire,
+            self.journal.keys,
+            owner=shop.worker_id,
+            lease_ms=shop.lease_ms,
+            retention_s=shop.settings.retention_s,
+        )
+        if isinstance(claimed, scripts.NotClaimed):
+            if claimed.why != "held":  # gone or done: nothing is left to do
+                await shop.jobs.finish(self._job)
+            return
+        self.epoch = claimed.epoch
+        request = _read_request(claimed.request)
+        self.pump = pump = Pump(
+            journal=self.journal,
+            claimed=claimed,
+            terms=Terms.of(shop.settings, request),
+            settings=shop.settings,
+            metrics=shop.metrics,
+            server_time=shop.topology.server_time,
+        )
+        if claimed.cancelled:
+            pump.stop("cancelled")
+        shop.metrics.running += 1
+        try:
+            await self._generate(pump, claimed, request)
+        except Fenced:
+            shop.metrics.fenced += 1
+            log.warning("fenced", response=self.journal.id, epoch=self.epoch)
+        except StreamLost:
+            log.warning("stream_lost", response=self.journal.id)
+            await shop.jobs.finish(self._job)
+        else:
+            if pump.stopped != "handover":
+                await shop.jobs.finish(self._job)
+        finally:
+            shop.metrics.running -= 1
+            pump.writer.stop()
+
+    async def renew(self) -> None:
+        """Renew the lease and look who reads; called every few seconds. Never raises a RelayError."""
+        if self.pump is None:
+            return
+        try:
+            cancelled = await scripts.renew_lease(
+                self.journal.wire,
+                self.journal.keys,
+                epoch=self.epoch,
+                owner=self._shop.worker_id,
+                lease_ms=self._shop.lease_ms,
+                retention_s=self._shop.settings.retention_s,
+                status=Status.PAUSED if self.pump.paused else Status.RUNNING,
+                level=3 if self.pump.paused else 0,
+            )
+            if cancelled:
+                self.pump.stop("cancelled")
+            await self.pump.look()
+        except (Fenced, StreamLost) as error:
+            self.pump.stop(error)
+        except RelayError:
+            return  # the next renewal comes well before the lease ends
+
+    async def _generate(self, pump: Pump, claimed: scripts.Claimed, request: StreamRequest | None) -> None:
+        try:
+            async with await self._open(pump, claimed, request) as generation:
+                finish = await pump.run(generation)
+        except SourceFailed as failure:
+            await self._fail(pump, failure)
+            return
+        except NotFound as error:  # the model was taken out of the models file meanwhile
+            await self._fail(pump, SourceFailed("model_not_found", error.message, retryable=False))
+            return
+        if finish is None:
+            await self._stopped(pump)
+        else:
+            await self._complete(pump, Status.COMPLETED, finish)
+
+    async def _open(
+        self, pump: Pump, claimed: scripts.Claimed, request: StreamRequest | None
+    ) -> AbstractAsyncContextManager[Generation]:
+        """Begin, or go on where an earlier worker was lost. Raises SourceFailed or NotFound."""
+        if self._job.deliveries > MAX_DELIVERIES:
+            raise SourceFailed("poison", "this request ended several workers", retryable=False)
+        if request is None:
+            raise SourceFailed("malformed_job", "the stored request cannot be read", retryable=False)
+        started_at = self._shop.topology.server_time()
+        prefix = await self._prefix(pump, claimed)
+        model = self._shop.registry.get(request.model)
+        source = self._shop.sources[model.source]
+        if prefix is None:
+            about = {"id": self.journal.id, "model": request.model, "created_at": claimed.created_at}
+            pump.start({**about, "started_at": started_at})
+        elif not source.can_continue(prefix):
+            raise SourceFailed(
+                "worker_lost", "the worker was lost and this source cannot continue", retryable=True
+            )
+        return source.open(request, model, started_at=started_at, prefix=prefix)
+
+    async def _prefix(self, pump: Pump, claimed: scripts.Claimed) -> Prefix | None:
+        """What an earlier worker delivered; None for a fresh start."""
+        if claimed.head == 0:
+            return None
+        text: dict[Channel, list[bytes]] = {Channel.CONTENT: [], Channel.REASONING: []}
+        tool_calls = False
+        async for placed in self.journal.read(0, claimed.head):
+            for _end, (channel, payload) in placed:
+                if channel in text:
+                    text[channel].append(payload)
+                tool_calls = tool_calls or channel in (Channel.TOOL_CALL, Channel.TOOL_ARGUMENTS)
+        content = b"".join(text[Channel.CONTENT])
+        pump.resume_after(content)
+        reasoning = b"".join(text[Channel.REASONING]).decode()
+        return Prefix(content.decode(), reasoning, tool_calls)
+
+    async def _complete(self, pump: Pump, status: Status, finish: Finish) -> None:
+        data = pump.summary(finish)
+        await self._close(pump, status, event(Channel.DONE, data), finish.reason, data)
+
+    async def _stopped(self, pump: Pump) -> None:
+        reason = pump.stopped
+        if isinstance(reason, RelayError):
+            raise reason
+        if reason == "handover":
+            await pump.writer.drain()
+            await scripts.release_lease(
+                self.journal.wire, self.journal.keys, epoch=self.epoch, owner=self._shop.worker_id
+            )
+            await self._shop.jobs.hand_over(self._job)
+            return
+        log.info("stopped", response=self.journal.id, reason=reason)
+        await self._complete(pump, Status.CANCELLED, Finish(FinishReason.CANCELLED))
+
+    async def _fail(self, pump: Pump, failure: SourceFailed) -> None:
+        log.warning(
+            "source_failed", response=self.journal.id, code=failure.failure_code, error=failure.message
+        )
+        data = {
+            "code": failure.failure_code,
+            "message": failure.message[:500],
+            "retryable": failure.failure_retryable,
+        }
+        await self._close(pump, Status.FAILED, event(Channel.ERROR, data), "error", {"error": data})
+
+    async def _close(
+        self, pump: Pump, status: Status, last: Record, finish_reason: str, data: dict[str, Any]
+    ) -> None:
+        self._shop.metrics.outcomes[status.value] += 1
+        await pump.finish(
+            status,
+            last,
+            finish_reason=finish_reason,
+            sha256=str(data.get("sha256", "")),
+            usage=orjson.dumps(data.get("usage", {})).decode(),
+            error=orjson.dumps(data["error"]).decode() if "error" in data else "",
+        )
+
+
+def _read_request(stored: bytes) -> StreamRequest | None:
+    """The request as the API node stored it; None when another version of it cannot be read."""
+    try:
+        return StreamRequest.model_validate_json(stored)
+    except ValidationError:
+        return None

@@ -1,0 +1,100 @@
+"""What a worker measures. The names are those of the contract."""
+
+from collections import Counter
+
+from prometheus_client import CollectorRegistry, Histogram, disable_created_metrics
+
+from relay.errors import OutOfMemory, RelayError
+from relay.metrics import LATENCY_BUCKETS, Counted, by_label, one
+
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+class Metrics:
+    """One per worker process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.tokens = 0
+        self.appends = 0
+        self.append_failures = 0
+        self.out_of_memory = 0
+        self.resent_bytes = 0
+        self.reclaimed = 0
+        self.fenced = 0
+        self.running = 0
+        self.paused = 0
+        self.slots = 0
+        self.throttled_s: dict[str, float] = {"pace": 0.0, "window": 0.0, "memory": 0.0}
+        self.steps: Counter[str] = Counter()
+        self.outcomes: Counter[str] = Counter()
+        self.saved: Counter[str] = Counter()
+        self._append_s = Histogram(
+            "relay_append_seconds",
+            "One append: from the write to Redis's reply.",
+            buckets=LATENCY_BUCKETS,
+            registry=self.registry,
+        )
+        self.first_token_s = Histogram(
+            "relay_first_token_seconds",
+            "From the create to the first text in Redis.",
+            buckets=LATENCY_BUCKETS,
+            registry=self.registry,
+        )
+        self.stream_entries = Histogram(
+            "relay_stream_entries",
+            "Length of a response's log at its end.",
+            buckets=(8, 16, 32, 64, 128, 256, 512, 1024),
+            registry=self.registry,
+        )
+        self._describe(Counted(self.registry))
+
+    def _describe(self, counted: Counted) -> None:
+        counted.counter("relay_tokens", "Tokens taken from sources.", (), one(lambda: self.tokens))
+        counted.counter("relay_appends", "Appends that Redis took.", (), one(lambda: self.appends))
+        counted.counter(
+            "relay_append_failures", "Appends to be tried again.", (), one(lambda: self.append_failures)
+        )
+        counted.counter(
+            "relay_resent_bytes",
+            "Bytes sent again after Redis lost them.",
+            (),
+            one(lambda: self.resent_bytes),
+        )
+        counted.counter(
+            "relay_jobs_reclaimed", "Jobs taken over from lost workers.", (), one(lambda: self.reclaimed)
+        )
+        counted.counter(
+            "relay_fenced_writes",
+            "Writes refused because a newer epoch exists.",
+            (),
+            one(lambda: self.fenced),
+        )
+        counted.gauge("relay_worker_slots", "Responses it may run at once.", (), one(lambda: self.slots))
+        counted.gauge(
+            "relay_worker_responses",
+            "Responses it runs now.",
+            ("state",),
+            lambda: [(("running",), self.running - self.paused), (("paused",), self.paused)],
+        )
+        for name, text, label, values in (
+            ("relay_throttled_seconds", "Time for which sources were not read.", "cause", self.throttled_s),
+            ("relay_ladder_steps", "Steps of the ladder taken.", "step", self.steps),
+            ("relay_generations", "Generations ended.", "outcome", self.outcomes),
+            ("relay_tokens_saved", "Tokens not generated thanks to cancel or shorten.", "reason", self.saved),
+        ):
+            counted.counter(name, text, (label,), by_label(values))
+
+    def appended(self, seconds: float) -> None:
+        """An append was acknowledged."""
+        self.appends += 1
+        self._append_s.observe(seconds)
+
+    def append_failed(self, error: RelayError) -> None:
+        """An append will be tried again."""
+        self.append_failures += 1
+        self.out_of_memory += isinstance(error, OutOfMemory)
+
+    def resent(self, size: int) -> None:
+        """Redis lost bytes that it had acknowledged."""
+        self.resent_bytes += size

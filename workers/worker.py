@@ -1,0 +1,138 @@
+"""A worker: claims jobs up to its concurrency, renews their leases, takes over orphans, and drains.
+
+run
+├── claim    waits for jobs while there are free slots
+├── renew    every lease_renew_s, all leases in one turn of the loop
+├── reclaim  jobs whose worker lost its lease
+└── a task for each generation
+"""
+
+import asyncio
+import random
+from contextlib import suppress
+
+import structlog
+
+from relay.errors import RelayError, Unavailable
+from relay.jobs import Job
+from relay.wire import Wire
+from workers.generation import GenerationJob, Workshop
+
+log = structlog.get_logger("relay.worker")
+
+BLOCK_MS = 1000  # of one claim; bounds how long a stop waits for it
+CLAIM_BATCH = 16
+RETRY_S = 0.5
+
+
+class Worker:
+    """Runs until `stop` is set; `run` returns when every generation has ended or was handed over."""
+
+    def __init__(self, workshop: Workshop, blocking: Wire, *, concurrency: int) -> None:
+        self._shop = workshop
+        self._blocking = blocking
+        self._concurrency = concurrency
+        self._running: dict[str, GenerationJob] = {}
+        self._freed = asyncio.Event()
+        self.stop = asyncio.Event()
+        workshop.metrics.slots = concurrency
+
+    async def run(self) -> None:
+        """Work until `stop`, then finish what runs within the drain time and hand over the rest."""
+        async with asyncio.TaskGroup() as tasks:
+            loops = [
+                tasks.create_task(self._claim(tasks)),
+                tasks.create_task(self._renew()),
+                tasks.create_task(self._reclaim(tasks)),
+            ]
+            await self.stop.wait()
+            loops[2].cancel()
+            # The claim ends by itself: cancelled in mid-reply it would lose a job until the reclaim.
+            self._freed.set()
+            await asyncio.wait([loops[0]])
+            await self._drain()
+            loops[1].cancel()
+
+    # --- claiming
+
+    async def _claim(self, tasks: asyncio.TaskGroup) -> None:
+        while not self.stop.is_set():
+            free = self._concurrency - len(self._running)
+            if free <= 0:
+                self._freed.clear()
+                await self._freed.wait()
+                continue
+            try:
+                jobs = await self._shop.jobs.claim(
+                    self._blocking, self._shop.worker_id, min(free, CLAIM_BATCH), BLOCK_MS
+                )
+            except RelayError as error:
+                log.warning("claim_failed", error=error.message)
+                await asyncio.sleep(RETRY_S)
+                continue
+            for job in jobs:
+                self._start(tasks, job)
+
+    async def _reclaim(self, tasks: asyncio.TaskGroup) -> None:
+        lease_s = self._shop.settings.lease_s
+        while True:
+            # Jitter, so that workers do not all look at once.
+            await asyncio.sleep(min(1.0, lease_s / 4) * random.uniform(0.75, 1.25))  # noqa: S311
+            free = self._concurrency - len(self._running)
+            if free <= 0:
+                continue
+            with suppress(RelayError):
+                jobs = await self._shop.jobs.orphans(self._shop.worker_id, 1000, min(free, CLAIM_BATCH))
+                for job in jobs:
+                    self._shop.metrics.reclaimed += 1
+                    log.info("reclaimed", response=job.response_id, deliveries=job.deliveries)
+                    self._start(tasks, job)
+
+    def _start(self, tasks: asyncio.TaskGroup, job: Job) -> None:
+        if job.response_id not in self._running:
+            generation = GenerationJob(self._shop, job)
+            self._running[job.response_id] = generation
+            tasks.create_task(self._generate(generation), name=f"generation {job.response_id}")
+
+    async def _generate(self, generation: GenerationJob) -> None:
+        """One response. Whatever goes wrong with it stays with it: the others go on."""
+        response_id, wire = generation.journal.id, generation.journal.wire
+        control = generation.journal.keys.control
+        wire.subscribe(control, lambda message: self._control(generation, message))
+        try:
+            await generation.run()
+        except Unavailable as error:
+            log.warning("gave_up", response=response_id, error=error.message)
+        except Exception:
+            # A defect of ours: the job stays pending, another worker tries it, three times at most.
+            log.exception("generation_crashed", response=response_id)
+        finally:
+            wire.unsubscribe(control)
+            self._running.pop(response_id, None)
+            self._freed.set()
+
+    @staticmethod
+    def _control(generation: GenerationJob, message: bytes) -> None:
+        if message == b"cancel" and generation.pump is not None:
+            generation.pump.stop("cancelled")
+
+    # --- leases
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(self._shop.settings.lease_renew_s)
+            await asyncio.gather(*(generation.renew() for generation in list(self._running.values())))
+
+    # --- the end
+
+    async def _drain(self) -> None:
+        deadline = asyncio.get_running_loop().time() + self._shop.settings.worker_drain_s
+        log.info("draining", running=len(self._running))
+        while self._running and asyncio.get_running_loop().time() < deadline:
+            self._freed.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(deadline):
+                    await self._freed.wait()
+        for generation in self._running.values():
+            if generation.pump is not None:
+                generation.pump.stop("handover")
