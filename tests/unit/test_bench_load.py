@@ -11,7 +11,9 @@ import orjson
 import pytest
 
 from relay import simulation
+from relay.bench import run as bench_run
 from relay.bench.load import Load, Plan
+from relay.bench.system import Shape
 
 
 @dataclass
@@ -192,3 +194,18 @@ def test_schedules_are_spread_within_a_token_interval(responses: int):
     phases = [int(start % 0.02 * 500) for start in plan.starts_s()]
     share = responses / 10
     assert all(share * 0.5 < phases.count(tenth) < share * 1.6 for tenth in range(10))
+
+
+async def test_the_client_is_a_process_of_its_own():
+    """The whole way: plan in on its input, progress and result out, CPU time of the client beside it."""
+    seen: list[dict[str, Any]] = []
+    async with fake_node(Behaviour()) as url:
+        plan = Plan([], responses=20, tokens=60, rate=50.0, ramp_s=0.1)
+        shape = Shape(urls=(url,), key="a-secret-key")
+        result = await asyncio.to_thread(bench_run.measure, shape, plan, seen.append)
+    assert result["digests"]["ok"] == 20
+    assert seen
+    assert seen[-1]["open"] <= 20
+    assert set(result["cpu"]["us_per_token"]) == {"load", "total"}
+    assert 0 < result["cpu"]["seconds"]["load"] < 1
+    assert "a-secret-key" not in str(result)
