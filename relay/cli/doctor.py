@@ -1,0 +1,176 @@
+"""`relay doctor`: what is wrong with this installation, and what to do about it."""
+
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from relay.fitness import Finding
+
+if TYPE_CHECKING:
+    from relay.settings import Settings
+
+_TIMEOUT_S = 3.0
+_CLOCK_OFFSET_MAX_S = 1.0
+_DESCRIPTORS_BESIDE_READERS = 256  # Redis, the listener, logs, upstreams
+_SIOCOUTQ = 0x5411
+
+
+def doctor() -> None:
+    """Check the settings, the server, the limits and the platform. Exit 1 when something is an error.
+
+    Examples:
+
+      relay doctor
+
+      RELAY_REDIS_URL=redis://10.0.0.5:6379/0 relay doctor
+    """
+    found = list(examine())
+    for finding in found:
+        _show(finding)
+    errors = sum(finding.level == "error" for finding in found)
+    warnings = sum(finding.level == "warning" for finding in found)
+    print(f"{errors} errors, {warnings} warnings, {len(found)} checks")
+    raise typer.Exit(1 if errors else 0)
+
+
+def examine() -> Iterator[Finding]:
+    """Everything there is to find. Settings that are not valid end it: nothing else can be known then."""
+    from relay.errors import SettingsInvalid  # noqa: PLC0415 - imported for this command alone
+    from relay.settings import load  # noqa: PLC0415
+
+    try:
+        settings = load()
+    except SettingsInvalid as error:
+        yield Finding("error", str(error), "set it right in the environment or in .env; see: relay settings")
+        return
+    yield Finding("ok", "the settings are valid")
+    yield from _server(settings)
+    yield from _models(settings)
+    yield _descriptors(settings)
+    yield from _platform()
+
+
+def _server(settings: "Settings") -> Iterator[Finding]:
+    import redis  # noqa: PLC0415 - imported for this command alone
+    from redis.backoff import NoBackoff  # noqa: PLC0415
+    from redis.retry import Retry  # noqa: PLC0415
+
+    from relay.cli.settings import without_password  # noqa: PLC0415
+    from relay.fitness import judge  # noqa: PLC0415
+
+    shown = without_password(settings.redis_url)
+    remedy = "start it, or set RELAY_REDIS_URL; `relay up` brings a server of its own"
+    try:
+        client = redis.Redis.from_url(
+            settings.redis_url,
+            socket_timeout=_TIMEOUT_S,
+            socket_connect_timeout=_TIMEOUT_S,
+            retry=Retry(NoBackoff(), 0),
+            decode_responses=True,
+        )
+        with client:
+            info: dict[str, Any] = client.info()
+            yield Finding("ok", f"{shown} answers")
+            yield from judge(info, _config(client))
+            yield _clock(client)
+    except (redis.RedisError, OSError, ValueError, TypeError) as error:
+        yield Finding("error", f"{shown}: {' '.join(str(error).split())}", remedy)
+
+
+def _config(client: Any) -> dict[str, Any]:
+    import redis  # noqa: PLC0415 - imported for this command alone
+
+    try:
+        config: dict[str, Any] = client.config_get("maxmemory*", "save", "stop-writes-on-bgsave-error")
+    except redis.ResponseError:  # managed services hide CONFIG
+        return {}
+    return config
+
+
+def _clock(client: Any) -> Finding:
+    import time  # noqa: PLC0415 - imported for this command alone
+
+    before = time.time()
+    seconds, micros = client.time()
+    offset_s = seconds + micros / 1e6 - (before + time.time()) / 2
+    if abs(offset_s) > _CLOCK_OFFSET_MAX_S:
+        return Finding(
+            "warning",
+            f"the server's clock is {offset_s:+.1f} s from ours",
+            "run NTP on both; times in logs will not fit together until then",
+        )
+    return Finding("ok", f"the server's clock is {offset_s * 1000:+.1f} ms from ours")
+
+
+def _models(settings: "Settings") -> Iterator[Finding]:
+    from relay.errors import SettingsInvalid  # noqa: PLC0415 - imported for this command alone
+    from relay.models import load  # noqa: PLC0415
+
+    try:
+        registry = load(settings.models_file, upstream_base_url=settings.upstream_base_url)
+    except SettingsInvalid as error:
+        yield Finding("error", str(error), "set the file right; relay/models.py describes it")
+        return
+    yield Finding("ok", f"models: {', '.join(registry.names)}")
+    for model in (registry.get(name) for name in registry.names):
+        if model.api_key_env and not model.key:
+            yield Finding(
+                "error",
+                f"model {model.name}: {model.api_key_env} is not set",
+                f"set {model.api_key_env} where the workers run, or take api_key_env out of the file",
+            )
+
+
+def _descriptors(settings: "Settings") -> Finding:
+    import resource  # noqa: PLC0415 - imported for this command alone
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = settings.max_consumers + _DESCRIPTORS_BESIDE_READERS
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        return Finding(
+            "warning",
+            f"{soft} open files are allowed; RELAY_MAX_CONSUMERS={settings.max_consumers} needs {needed}",
+            f"ulimit -n {needed} (the hard limit is {hard}), or lower RELAY_MAX_CONSUMERS",
+        )
+    return Finding("ok", f"{soft} open files are allowed, {needed} are needed")
+
+
+def _platform() -> Iterator[Finding]:
+    """Try each option on a socket: a constant that exists says nothing about the kernel."""
+    import fcntl  # noqa: PLC0415 - imported for this command alone
+    import socket  # noqa: PLC0415
+
+    lacking = (
+        "a slow reader is noticed later: the node falls back to its own write buffer's view; run it on Linux"
+    )
+
+    def works(name: str, probe: socket.socket) -> bool:
+        try:
+            if name == "SIOCOUTQ":
+                fcntl.ioctl(probe, _SIOCOUTQ, b"\0\0\0\0")
+            else:
+                probe.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), 16_384)
+        except (OSError, AttributeError):
+            return False
+        # The number means something else on other systems.
+        return name != "SIOCOUTQ" or sys.platform.startswith("linux")
+
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname(), timeout=_TIMEOUT_S) as probe,
+    ):
+        for name in ("TCP_NOTSENT_LOWAT", "TCP_USER_TIMEOUT", "SIOCOUTQ"):
+            if works(name, probe):
+                yield Finding("ok", f"{name} works here")
+            else:
+                yield Finding("warning", f"{name} does not work here", lacking)
+
+
+def _show(finding: Finding) -> None:
+    colours = {"ok": "\x1b[32m", "warning": "\x1b[33m", "error": "\x1b[31m"}
+    start, end = (colours[finding.level], "\x1b[0m") if sys.stdout.isatty() else ("", "")
+    print(f"{start}{finding.level:<8}{end} {finding.what}")
+    if finding.remedy:
+        print(f"{'':8} -> {finding.remedy}")
