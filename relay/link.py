@@ -25,7 +25,9 @@ class Link(asyncio.Protocol):
     """The protocol of one connection.
 
     At most `max_inflight` commands are unanswered; past that commands wait in line, at most as many
-    again; past that `send` raises Unavailable. `on_push` gets (channel, payload) of each message.
+    again; past that `send` raises Unavailable. Subscriptions always find room in the line: there are no
+    more of them than of readers, and one left out would stay deaf. `on_push` gets (channel, payload) of
+    each message.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Link(asyncio.Protocol):
         # A waiter is a future, or a channel whose (un)subscription is confirmed by a push in its place.
         self._pending: deque[Reply | str] = deque()
         self._waiting: deque[tuple[bytes, Reply | str]] = deque()
+        self._gone = asyncio.Event()
         self._write_paused = False
         self._flush_due = False
         self._owed_since = 0.0  # loop time since when a reply has been owed without one coming
@@ -79,11 +82,21 @@ class Link(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def close(self) -> None:
-        """Write what is queued, then close; what is in flight fails with ConnectionLost."""
-        if self._transport is not None:
-            self._flush()
-            self._transport.close()
+    async def close(self, within_s: float) -> None:
+        """Write what is queued, then close, at the latest after `within_s`.
+
+        What is in flight fails with ConnectionLost.
+        """
+        if self._transport is None:
+            return
+        self._flush()
+        self._transport.close()
+        try:
+            async with asyncio.timeout(within_s):
+                await self._gone.wait()
+        except TimeoutError:
+            self.abort()
+            await self._gone.wait()
 
     # --- asyncio.Protocol
 
@@ -103,6 +116,8 @@ class Link(asyncio.Protocol):
         for waiter in waiters:
             if not isinstance(waiter, str) and not waiter.done():
                 waiter.set_exception(error)
+                waiter.exception()  # whoever still waits hears of it; one given up on is not logged as unread
+        self._gone.set()
         self._on_lost(self)
 
     def data_received(self, data: bytes) -> None:
@@ -128,7 +143,7 @@ class Link(asyncio.Protocol):
             self.abort()  # out of step with the server: nothing that follows can be trusted
             return
         while self._waiting and len(pending) < self._max_inflight:
-            self._enqueue(*self._waiting.popleft())
+            self._put(*self._waiting.popleft())
 
     def pause_writing(self) -> None:
         """The socket is full: packed commands gather here, at most `max_inflight` of them."""
@@ -154,11 +169,15 @@ class Link(asyncio.Protocol):
     def _enqueue(self, packed: bytes, waiter: Reply | str) -> None:
         if self._transport is None:
             raise Unavailable(f"no connection to Redis at {self._shown}")
-        if len(self._pending) >= self._max_inflight:
-            if len(self._waiting) >= self._max_inflight:
+        # A listener may send in the middle of the replies: it must not overtake those in line.
+        if self._waiting or len(self._pending) >= self._max_inflight:
+            if len(self._waiting) >= self._max_inflight and not isinstance(waiter, str):
                 raise Unavailable(f"{self.inflight} commands wait for Redis at {self._shown}")
             self._waiting.append((packed, waiter))
-            return
+        else:
+            self._put(packed, waiter)
+
+    def _put(self, packed: bytes, waiter: Reply | str) -> None:
         if not self._pending:
             self._owed_since = self._loop.time()
         self._pending.append(waiter)

@@ -18,6 +18,7 @@ from relay.link import Argument, Link, Reply
 
 Listener = Callable[[bytes], None]
 _FIRST_BACKOFF_S, _LAST_BACKOFF_S = 0.02, 1.0
+_CLOSE_S = 1.0  # for what is queued to leave; a server that hangs gets no longer
 
 
 class Options(TypedDict, total=False):
@@ -120,8 +121,7 @@ class Wire:
         link, self._link = self._link, None
         self._connected.clear()
         if link is not None:
-            link.close()
-            await asyncio.sleep(0)  # the transport tells the link on the next turn
+            await link.close(within_s=_CLOSE_S)
 
     async def keep(self) -> None:
         """Reconnect whenever the connection breaks, and drop it when replies stay out, until cancelled."""
@@ -144,12 +144,13 @@ class Wire:
                     await loop.create_unix_connection(lambda: link, address.path)
                 else:
                     await loop.create_connection(lambda: link, address.host, address.port, ssl=address.tls)
-                for reply in [link.send(command) for command in address.greeting(self._name)]:
-                    await reply
+                await asyncio.gather(*[link.send(command) for command in address.greeting(self._name)])
         except (OSError, TimeoutError, ConnectionLost) as error:
             link.abort()
-            raise Unavailable(f"cannot reach Redis at {address.shown}: {error or 'timed out'}") from error
-        except RelayError:
+            raise Unavailable(
+                f"cannot reach Redis at {address.shown}: {str(error) or 'timed out'}"
+            ) from error
+        except BaseException:  # cancelled in mid-greeting, too: nobody else knows of this link
             link.abort()
             raise
         if not link.is_open:
