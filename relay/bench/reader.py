@@ -19,7 +19,7 @@ from relay.errors import WireProtocol
 
 _DELTA: Final = b"event: delta\n"
 _DATA: Final = b"\ndata: "
-_SAMPLES = 5  # of what went wrong; a thousand equal lines help nobody
+_SAMPLES = 5  # of what went wrong; a thousand lines help nobody
 
 
 class Script:
@@ -57,8 +57,8 @@ class Tally:
     digests_bad: int = 0
 
     def problem(self, text: str) -> None:
-        """Keep the first few."""
-        if len(self.problems) < _SAMPLES:
+        """Keep the first few that differ."""
+        if len(self.problems) < _SAMPLES and text not in self.problems:
             self.problems.append(text)
 
 

@@ -52,7 +52,7 @@ def measure(shape: Shape, plan: Plan, progress: Progress) -> dict[str, Any]:
             "us_per_token": _per_token(roles, result["tokens"]),
             "cores_busy": round(sum(roles.values()) / result["wall_s"], 2),
             # Other programs, and what the kernel charges to nobody: much of it spoils a run.
-            "others_s": round(others_s, 2),
+            "others_s": round(max(0.0, others_s), 2),
         },
         "rss_mib": {f"{role}-{pid}": spent.rss_mib for (role, pid), spent in after.items()},
     }
@@ -139,8 +139,8 @@ def _usages(system: System) -> dict[tuple[str, int], machine.Usage]:
 
 
 def _per_token(roles: dict[str, float], tokens: int) -> dict[str, float]:
-    per_token = {role: round(spent * 1e6 / max(1, tokens), 2) for role, spent in roles.items()}
-    return per_token | {"total": round(sum(roles.values()) * 1e6 / max(1, tokens), 2)}
+    spent_s = roles | {"total": sum(roles.values())}
+    return {role: round(spent * 1e6 / tokens, 2) if tokens else 0.0 for role, spent in spent_s.items()}
 
 
 class _Others:

@@ -40,12 +40,16 @@ _NOT_PASSED_ON = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How many processes of each kind, or the nodes that run already (`urls`), and a key for those."""
+    """How many processes of each kind, or the nodes that run already (`urls`), and a key for those.
+
+    `logs` is a directory that keeps what our processes say; by default it goes when they end.
+    """
 
     nodes: int = 1
     workers: int = 1
     urls: tuple[str, ...] = ()
     key: str | None = None
+    logs: Path | None = None
 
 
 @dataclass(slots=True)
@@ -71,12 +75,14 @@ def running(shape: Shape, *, responses: int) -> Iterator[System]:
     with ExitStack() as stack:
         redis = stack.enter_context(EmbeddedServer())
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="relay-bench-")))
+        logs = shape.logs or directory
         environment, settings = _environment(redis.url, responses)
         system = System([], asyncio.run(_version(redis.url)), [("redis", redis.pid)], settings)
         started: list[_Process] = []
         stack.callback(_stop, started)
         for number, (role, *arguments) in enumerate(_commands(shape, responses)):
-            started.append(_start(role, arguments, directory / f"{number}.log", environment))
+            log = logs / f"{role}-{number}.log"
+            started.append(_start(role, arguments, log, environment, directory))
         for process in started:
             ready = _await_ready(process)
             system.pids.append((process.role, process.popen.pid))
@@ -122,7 +128,9 @@ async def _version(redis_url: str) -> str:
         await wire.close()
 
 
-def _start(role: str, arguments: list[str], log: Path, environment: dict[str, str]) -> _Process:
+def _start(
+    role: str, arguments: list[str], log: Path, environment: dict[str, str], directory: Path
+) -> _Process:
     with log.open("wb") as output:  # a file: a pipe that fills would stop the process
         popen = subprocess.Popen(
             [sys.executable, "-m", "relay.cli.main", role, *arguments],
@@ -130,7 +138,7 @@ def _start(role: str, arguments: list[str], log: Path, environment: dict[str, st
             stdout=output,
             stderr=subprocess.STDOUT,
             env=environment,
-            cwd=log.parent,
+            cwd=directory,
             start_new_session=True,  # a terminal's Ctrl-C is ours to handle: they end in order
         )
     return _Process(role, popen, log)

@@ -40,6 +40,10 @@ Urls = Annotated[
     typer.Option("--url", help="An API node that runs already, on this machine; may be repeated."),
 ]
 Key = Annotated[str | None, typer.Option(envvar="RELAY_BENCH_KEY", help="API key for --url.")]
+Logs = Annotated[
+    Path | None,
+    typer.Option(exists=True, file_okay=False, help="A directory for what the processes say."),
+]
 Json = Annotated[Path | None, typer.Option("--json", help="Write the result here instead of to stdout.")]
 
 
@@ -67,10 +71,11 @@ def latency(
     repeat: Repeat = 1,
     url: Urls = None,
     key: Key = None,
+    logs: Logs = None,
     json: Json = None,
 ) -> None:
     """From the source's clock to the client's read: latency, and the CPU that each token costs."""
-    shape = Shape(nodes=nodes, workers=workers, urls=tuple(url or ()), key=key)
+    shape = Shape(nodes=nodes, workers=workers, urls=tuple(url or ()), key=key, logs=logs)
     plan = Plan([], responses, tokens, rate, seed, ramp)
     console, here = Console(stderr=True), machine.describe()
 
@@ -96,10 +101,11 @@ def capacity(
     repeat: Repeat = 1,
     url: Urls = None,
     key: Key = None,
+    logs: Logs = None,
     json: Json = None,
 ) -> None:
     """How many responses at once, before p99 passes --limit-ms or less than 98 % is delivered."""
-    shape = Shape(nodes=nodes, workers=workers, urls=tuple(url or ()), key=key)
+    shape = Shape(nodes=nodes, workers=workers, urls=tuple(url or ()), key=key, logs=logs)
     plan = Plan([], 1, tokens, rate, seed, ramp)
     console, here = Console(stderr=True), machine.describe()
 
