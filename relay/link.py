@@ -115,8 +115,7 @@ class Link(asyncio.Protocol):
         self._buffer.clear()
         for waiter in waiters:
             if not isinstance(waiter, str) and not waiter.done():
-                waiter.set_exception(error)
-                waiter.exception()  # whoever still waits hears of it; one given up on is not logged as unread
+                _fail(waiter, error)
         self._gone.set()
         self._on_lost(self)
 
@@ -135,7 +134,7 @@ class Link(asyncio.Protocol):
                     # A refused SSUBSCRIBE is answered in order and by no push; the readers' sweep covers it.
                     if not isinstance(waiter, str) and not waiter.done():
                         if type(reply) is hiredis.ReplyError:
-                            waiter.set_exception(_typed(str(reply)))
+                            _fail(waiter, _typed(str(reply)))
                         else:
                             waiter.set_result(reply)
                 reply = reader.gets()
@@ -191,6 +190,12 @@ class Link(asyncio.Protocol):
         if self._buffer and not self._write_paused and self._transport is not None:
             self._transport.write(b"".join(self._buffer))
             self._buffer.clear()
+
+
+def _fail(waiter: Reply, error: RelayError) -> None:
+    """Whoever waits hears of it; a reply that its caller gave up on is not logged as never read."""
+    waiter.set_exception(error)
+    waiter.exception()
 
 
 def _typed(message: str) -> RelayError:

@@ -353,14 +353,18 @@ async def test_after_a_break_nothing_is_taken() -> None:
     assert rig.transport.writes == []
 
 
-async def test_a_break_that_nobody_waits_for_makes_no_noise() -> None:
+@pytest.mark.parametrize("broken", [True, False])
+async def test_a_failure_that_nobody_waits_for_makes_no_noise(broken: bool) -> None:
     """A caller that gave up on the first reply of three is not reproached for the others."""
     noise: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: noise.append(context))
     rig = Rig()
     replies = rig.echo("a", "b", "c")
-    rig.link.connection_lost(None)
-    with pytest.raises(ConnectionLost):
+    if broken:
+        rig.link.connection_lost(None)
+    else:
+        rig.link.data_received(b"-LOADING wait\r\n" * 3)
+    with pytest.raises(Unavailable):
         await replies[0]
     del replies
     gc.collect()
