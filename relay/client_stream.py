@@ -165,7 +165,7 @@ class Stream:
             raise Disconnected(f"gave up after {self._client.retries} attempts: {reason}") from error
         pause_s = self._client.backoff_s * 2 ** (self._attempts - 1)
         asked_s = error.retry_after_s or 0.0 if isinstance(error, RelayError) else 0.0
-        jitter = random.uniform(0.5, 1.0)  # noqa: S311 - spreads readers, keeps no secret
+        jitter = random.uniform(0.5, 1.0)
         self._wait_s = max(pause_s * jitter, asked_s)
 
     async def _confirm(self) -> None:

@@ -20,6 +20,8 @@ from relay.wire import Wire
 SLICE_BYTES = 65_536  # of one GETRANGE: bounds the reply that a text or a walk holds in memory
 MAX_GROUPS = 128  # consumers of one response; more are refused with 429
 _LAST_SEQUENCE = "18446744073709551615"
+# One below the largest ID: that one is how a server writes `>` to itself, and would read a new entry.
+_NO_HISTORY = "18446744073709551615-18446744073709551614"
 
 
 class Entry(NamedTuple):
@@ -32,12 +34,22 @@ class Entry(NamedTuple):
 
 
 class ConsumerState(NamedTuple):
-    """A consumer as Redis knows it. `idle_ms` is None when no connection is attached."""
+    """A consumer as Redis knows it. `idle_ms` is None when no connection is attached.
+
+    `unread` is the group's lag as Redis gives it: None where Redis does not know, and wrong after a trim
+    on Redis below 8 and on Valkey. Only `position` is relied on.
+    """
 
     id: str
     position: int
     pending: int
     idle_ms: int | None
+    unread: int | None
+
+    @property
+    def lag_entries(self) -> int:
+        """Entries that are unread or unconfirmed, as Redis counts them."""
+        return self.pending + (self.unread or 0)
 
 
 class Snapshot(NamedTuple):
@@ -75,12 +87,19 @@ class Journal:
         return await scripts.open_response(self.wire, self.keys, retention_s=retention_s, fields=fields)
 
     async def snapshot(self) -> Snapshot:
-        """Its meta and length, of one moment. Raises NotFound when there is no such response."""
+        """Its meta and length. Raises NotFound when there is no such response."""
+        found = await self.find()
+        if found is None:
+            raise NotFound(f"no response {self.id[:64]!r}: never made, or its retention has ended")
+        return found
+
+    async def find(self) -> Snapshot | None:
+        """Its meta and length, of one moment; None when there is no such response."""
         meta_reply = self.wire.send("HGETALL", self.keys.meta)
         length_reply = self.wire.send("STRLEN", self.keys.journal)
         meta, head = await meta_reply, await length_reply
         if not meta:
-            raise NotFound(f"no response {self.id!r}: never made, or its retention has ended")
+            return None
         return Snapshot({key.decode(): value.decode() for key, value in meta.items()}, head)
 
     async def read(self, start: int, stop: int) -> AsyncIterator[list[Placed]]:
@@ -155,11 +174,11 @@ class Journal:
         """Say how far a consumer that reads the journal has confirmed, without waiting."""
         self.wire.post("XGROUP", "SETID", self.keys.log, consumer, f"{offset}-{_LAST_SEQUENCE}")
 
-    def post_seen(self, consumer: str, connection: str) -> None:
+    def send_seen(self, consumer: str, connection: str) -> Reply:
         """Say that a connection that may not read now is still there: an empty read of its history."""
-        self.wire.post(
+        return self.wire.send(
             "XREADGROUP", "GROUP", consumer, connection, "COUNT", 1,
-            "STREAMS", self.keys.log, f"{_LAST_SEQUENCE}-{_LAST_SEQUENCE}",
+            "STREAMS", self.keys.log, _NO_HISTORY,
         )  # fmt: skip
 
     def post_detach(self, consumer: str, connection: str, offset: int, *, keep: bool) -> None:
@@ -209,7 +228,7 @@ class Journal:
         if summary and summary[0]:
             pending = summary[0]
             position = await self._start(summary[1], start_of)
-        return ConsumerState(group[b"name"].decode(), position, pending, idle)
+        return ConsumerState(group[b"name"].decode(), position, pending, idle, group.get(b"lag"))
 
     async def _start(self, entry_id: bytes, start_of: Callable[[int], int | None]) -> int:
         end = _offset(entry_id)

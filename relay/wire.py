@@ -166,7 +166,7 @@ class Wire:
         backoff_s = _FIRST_BACKOFF_S
         while self._link is None:
             # Jitter, so that a thousand processes do not come back in one instant.
-            await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311 not a secret
+            await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
             backoff_s = min(backoff_s * 2, _LAST_BACKOFF_S)
             with suppress(RelayError):
                 await self._establish()

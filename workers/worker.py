@@ -77,7 +77,7 @@ class Worker:
         lease_s = self._shop.settings.lease_s
         while True:
             # Jitter, so that workers do not all look at once.
-            await asyncio.sleep(min(1.0, lease_s / 4) * random.uniform(0.75, 1.25))  # noqa: S311
+            await asyncio.sleep(min(1.0, lease_s / 4) * random.uniform(0.75, 1.25))
             free = self._concurrency - len(self._running)
             if free <= 0:
                 continue

@@ -1,4 +1,4 @@
--- Append encoded records to a response and ring its bell.
+-- Append encoded records to a response and ring its bell with the new head.
 -- KEYS 1 meta  2 journal  3 log  4 bell (channel)
 -- ARGV 1 epoch  2 base (the offset where the bytes belong)  3 the bytes  4 cap of the log  5 retention_s
 -- Returns the new head (an integer): also when the bytes were there already, so a retry is safe. Or
@@ -24,7 +24,7 @@ if base == head then
     redis.call('EXPIRE', KEYS[2], ARGV[5])
     redis.call('EXPIRE', KEYS[3], ARGV[5])
   end
-  redis.call('SPUBLISH', KEYS[4], '1')
+  redis.call('SPUBLISH', KEYS[4], head)
 elseif base > head then
   return {'GAP', head}
 end

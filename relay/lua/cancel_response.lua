@@ -1,7 +1,9 @@
+#!lua flags=allow-oom
 -- Ask for a response to stop; its worker hears it on the control channel and with its next append.
 -- KEYS 1 meta  2 control (channel)
 -- ARGV -
 -- Returns the status as it is, or nil when there is no such response. Idempotent.
+-- Allowed at maxmemory: it needs next to nothing, and lets work end.
 -- Atomic, because the wish must not be noted on a response that has just ended.
 local status = redis.call('HGET', KEYS[1], 'status')
 if not status then

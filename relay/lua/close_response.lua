@@ -1,7 +1,9 @@
+#!lua flags=allow-oom
 -- End a response: append its last records and write how it ended.
 -- KEYS 1 meta  2 journal  3 log  4 bell (channel)  5 lease
 -- ARGV 1 epoch  2 base  3 the bytes  4 retention_s, then field, value, ... of the meta (status first)
 -- Returns {'OK', head}, also when it was closed already under this epoch; {'FENCED'}, {'GAP', head}, {'GONE'}.
+-- Allowed at maxmemory: one last record, and then the memory comes back.
 -- Atomic, because a reader that sees the terminal event must find the status terminal, and the reverse.
 local meta = redis.call('HMGET', KEYS[1], 'epoch', 'status')
 if meta[1] ~= ARGV[1] then
@@ -28,5 +30,5 @@ redis.call('DEL', KEYS[5])
 for i = 1, 3 do
   redis.call('EXPIRE', KEYS[i], ARGV[4])
 end
-redis.call('SPUBLISH', KEYS[4], '1')
+redis.call('SPUBLISH', KEYS[4], head)
 return {'OK', head}

@@ -1,17 +1,28 @@
 -- A connection has ended: keep what its client has confirmed, and drop its pending entries.
 -- KEYS 1 log
 -- ARGV 1 consumer (the group)  2 connection (its member)  3 the confirmed offset  4 keep ('1' or '0')
--- Returns 1, or 0 when a newer connection has taken the consumer over: then nothing is touched.
+-- Returns 1, or 0 when a newer connection has taken the consumer over, whether it is still there or has
+-- left: then nothing of the newer one is touched.
 -- Atomic, because a newer connection may attach between the look and the write.
 if redis.call('EXISTS', KEYS[1]) == 0 then
   return 0
 end
 for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
   if group[2] == ARGV[1] then
+    local mine, others = false, false
     for _, member in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
-      if member[2] ~= ARGV[2] then
-        return 0
+      if member[2] == ARGV[2] then
+        mine = true
+      else
+        others = true
       end
+    end
+    if others and mine then
+      -- Replaced, and back by a read that was on its way: what that read took must hold nobody's place.
+      redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2])
+    end
+    if others or not mine then
+      return 0
     end
     if ARGV[4] == '0' then
       return redis.call('XGROUP', 'DESTROY', KEYS[1], ARGV[1])

@@ -1,0 +1,31 @@
+"""The application: routes, errors and limits around a node's parts."""
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from api import errors
+from api.limits import BodyLimit
+from api.routes import health, streams
+from api.state import State
+from relay.errors import RelayError
+
+
+def create_app(state: State) -> FastAPI:
+    """An ASGI app. Only pure ASGI middleware: others hold a stream's first bytes or cost on every event."""
+    app = FastAPI(
+        title="relay",
+        version="0.1.0",
+        description="LLM token streams with backpressure: create a response, read it by SSE, resume.",
+        openapi_url="/openapi.json",
+        redoc_url=None,
+    )
+    app.state.relay = state
+    app.include_router(streams.router)
+    app.include_router(health.router)
+    app.add_exception_handler(RelayError, errors.on_relay_error)
+    app.add_exception_handler(RequestValidationError, errors.on_invalid)
+    app.add_exception_handler(HTTPException, errors.on_http)
+    app.add_exception_handler(Exception, errors.on_defect)
+    app.add_middleware(BodyLimit, largest=state.settings.max_body_bytes)
+    return app

@@ -1,0 +1,83 @@
+"""The API node's process: settings in, a drained node out."""
+
+import asyncio
+import secrets
+import sys
+
+import uvicorn
+import uvloop
+
+from api.admission import Admission
+from api.app import create_app
+from api.auth import Locks
+from api.metrics import Metrics
+from api.node import Node
+from api.protocol import RelayProtocol, listen
+from api.responses import Responses
+from api.server import UVICORN_GRACE_S, DrainingServer
+from api.state import State
+from relay import logs, models
+from relay.errors import RelayError
+from relay.jobs import Jobs
+from relay.metrics import redis_metrics
+from relay.settings import Settings
+from relay.topology import Topology, open_topology
+
+
+def run(settings: Settings, *, host: str, port: int) -> int:
+    """Serve until SIGTERM or SIGINT; prints the `ready` line. Returns the exit code."""
+    logs.configure(settings)
+    try:
+        settings.check_exposed(host)
+        uvloop.run(_serve(settings, host, port))
+    except RelayError as error:
+        print(f"relay api: {error.message}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def _serve(settings: Settings, host: str, port: int) -> None:
+    async with open_topology(settings, name=f"relay-api-{secrets.token_hex(4)}") as topology:
+        state = await _state(settings, topology)
+        listener = listen(host, port, settings)
+        shown = f"[{host}]" if ":" in host else host
+        url = f"http://{shown}:{listener.getsockname()[1]}"
+        config = uvicorn.Config(
+            create_app(state),
+            http=RelayProtocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=UVICORN_GRACE_S,
+        )
+        server = DrainingServer(config, state, lambda: print(f"ready {url}", flush=True))
+        async with asyncio.TaskGroup() as tasks:
+            sweep = tasks.create_task(state.node.sweep())
+            await server.serve(sockets=[listener])
+            sweep.cancel()
+
+
+async def _state(settings: Settings, topology: Topology) -> State:
+    registry = models.load(
+        settings.models_file,
+        upstream_base_url=settings.upstream_base_url,
+        upstream_api_key=settings.upstream_api_key.get_secret_value() if settings.upstream_api_key else None,
+    )
+    metrics = Metrics()
+    redis_metrics(metrics.counted, topology)
+    jobs = Jobs(topology.wires()[0])
+    await jobs.prepare()
+    admission = Admission(settings, jobs, metrics)
+    return State(
+        settings=settings,
+        topology=topology,
+        registry=registry,
+        locks=Locks(settings),
+        admission=admission,
+        responses=Responses(settings, topology, jobs, registry, admission),
+        node=Node(settings, topology, metrics),
+        metrics=metrics,
+    )

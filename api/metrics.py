@@ -1,0 +1,91 @@
+"""What an API node measures. The names are those of the contract."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CollectorRegistry, Histogram, disable_created_metrics, generate_latest
+
+from api import sse
+from relay.events import Placed
+from relay.metrics import LATENCY_BUCKETS, Counted, by_label, one
+
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+LAG_BYTES_BUCKETS = (0, 256, 1024, 4096, 8192, 16_384, 32_768, 65_536, 262_144, 1_048_576)
+LAG_SECONDS_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60)
+
+
+class Metrics:
+    """One per API node."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.events: Counter[str] = Counter()
+        self.bytes: Counter[str] = Counter()
+        self.resumes: Counter[str] = Counter(log=0, journal=0, done=0)
+        self.shed: Counter[str] = Counter()
+        self.endings: Counter[str] = Counter()
+        self.trims_repaired = 0
+        self.gap_bytes = 0
+        self.states: Counter[str] = Counter(live=0, slow=0, stalled=0, detached=0)
+        self.lag_bytes_max = 0.0
+        self.lag_seconds_max = 0.0
+        self._delivery_s = self._histogram(
+            "relay_delivery_seconds", "From the append to the client's socket.", LATENCY_BUCKETS
+        )
+        self.lag_bytes = self._histogram(
+            "relay_consumer_lag_bytes", "Bytes a consumer lacks, each second.", LAG_BYTES_BUCKETS
+        )
+        self.lag_seconds = self._histogram(
+            "relay_consumer_lag_seconds", "Age of what a consumer lacks, each second.", LAG_SECONDS_BUCKETS
+        )
+        self.counted = Counted(self.registry)
+        self._describe(self.counted)
+
+    def _histogram(self, name: str, text: str, buckets: Iterable[float]) -> Histogram:
+        return Histogram(name, text, buckets=tuple(buckets), registry=self.registry)
+
+    def _describe(self, counted: Counted) -> None:
+        for name, text, label, values in (
+            ("relay_events_sent", "Events written to consumers.", "event", self.events),
+            ("relay_bytes_sent", "Bytes of events written.", "event", self.bytes),
+            ("relay_resumes", "Connections that came back, by where they went on.", "source", self.resumes),
+            ("relay_shed", "Requests refused to protect what runs.", "reason", self.shed),
+            ("relay_stream_endings", "Ends of connections, by reason.", "reason", self.endings),
+        ):
+            counted.counter(name, text, (label,), by_label(values))
+        counted.counter(
+            "relay_trims_repaired",
+            "Holes in the log read from the journal.",
+            (),
+            one(lambda: self.trims_repaired),
+        )
+        counted.counter(
+            "relay_gap_bytes", "Bytes that a reader missed; must stay 0.", (), one(lambda: self.gap_bytes)
+        )
+        counted.gauge("relay_consumers", "Consumers of this node.", ("state",), by_label(self.states))
+        counted.gauge(
+            "relay_consumer_lag_bytes_max", "The largest lag now.", (), one(lambda: self.lag_bytes_max)
+        )
+        counted.gauge(
+            "relay_consumer_lag_seconds_max", "The oldest lag now.", (), one(lambda: self.lag_seconds_max)
+        )
+
+    def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
+        """A gauge of the deployment that this node can see."""
+        self.counted.gauge(name, text, (), one(value))
+
+    def delivered(self, seconds: float) -> None:
+        """A batch was read and written; the age is that of its oldest entry."""
+        self._delivery_s.observe(max(0.0, seconds))
+
+    def sent(self, placed: list[Placed], frames: list[bytes]) -> None:
+        """Frames were written."""
+        for item, data in zip(placed, frames, strict=True):
+            name = sse.name_of(item.record.channel)
+            self.events[name] += 1
+            self.bytes[name] += len(data)
+
+    def exposition(self) -> bytes:
+        """The text format that Prometheus scrapes."""
+        return generate_latest(self.registry)

@@ -1,0 +1,224 @@
+"""What an API node holds: its consumers, their bells, and the sweep that covers for lost rings."""
+
+import asyncio
+import random
+import secrets
+from contextlib import suppress
+
+import structlog
+
+from api import sse
+from api.ending import Ending
+from api.ledger import Credit
+from api.metrics import Metrics
+from api.protocol import ClientSocket
+from api.stream import Consumer
+from relay.errors import Overloaded, RelayError
+from relay.journal import Journal
+from relay.lifecycle import TERMINAL
+from relay.position import Position
+from relay.scripts import Attached
+from relay.settings import Settings
+from relay.topology import Topology
+
+log = structlog.get_logger("relay.api")
+
+SWEEP_SLICES = 10  # the sweep visits a tenth of the consumers every tenth of a second
+CATCH_UP_TRIES, CATCH_UP_INTERVAL_S = 10, 0.2
+RECONNECT_MS = (250, 2000)  # spread of the reconnects after a drain
+
+
+class Node:
+    """The consumers of this process. One per API node."""
+
+    def __init__(self, settings: Settings, topology: Topology, metrics: Metrics) -> None:
+        self.settings = settings
+        self.topology = topology
+        self.metrics = metrics
+        self.loop = asyncio.get_running_loop()
+        self.draining = False
+        self._responses: dict[str, set[Consumer]] = {}
+        self._emptied = asyncio.Event()
+        for wire in topology.wires():
+            wire.on_reconnect(self._ring_all)
+
+    @property
+    def consumers(self) -> list[Consumer]:
+        """All of them, now."""
+        return [consumer for consumers in self._responses.values() for consumer in consumers]
+
+    async def attach(
+        self,
+        journal: Journal,
+        socket: ClientSocket,
+        *,
+        name: str | None,
+        position: Position | None,
+        window: int | None,
+    ) -> tuple[Consumer, Attached]:
+        """Make a consumer and attach it; `begin` starts it. Detach it whatever happens after.
+
+        Raises Overloaded, StreamLost or Unavailable.
+        """
+        if sum(map(len, self._responses.values())) >= self.settings.max_consumers:
+            self.metrics.shed["consumers"] += 1
+            raise Overloaded(
+                "this node serves as many consumers as it may", retry_after_s=random.uniform(1, 5)
+            )
+        consumer = Consumer(
+            self,
+            journal,
+            name=name or f"c-{secrets.token_hex(6)}",
+            connection=secrets.token_hex(6),
+            socket=socket,
+            credit=Credit(
+                window or self.settings.credit_bytes,
+                self.settings.credit_entries,
+                explicit=window is not None,
+            ),
+            keep=name is not None,
+        )
+        return consumer, await self._attach(consumer, position)
+
+    async def reattach(self, lost: Consumer) -> tuple[Consumer, Attached]:
+        """A new consumer for a connection whose group is gone, from what was written to its socket.
+
+        Raises StreamLost when the response itself is gone, or Unavailable.
+        """
+        self.detach(lost)
+        consumer = Consumer(
+            self,
+            lost.journal,
+            name=lost.name,
+            connection=secrets.token_hex(6),
+            socket=lost.socket,
+            credit=lost.credit,
+            keep=lost.keep,
+        )
+        return consumer, await self._attach(consumer, Position(lost.ledger.sent, lost.epoch))
+
+    async def _attach(self, consumer: Consumer, position: Position | None) -> Attached:
+        journal = consumer.journal
+        # The bell first: nothing can be appended between the attach and the first ring.
+        self._listen(consumer)
+        try:
+            return await journal.attach(
+                consumer.name,
+                consumer.connection,
+                position,
+                limit=consumer.credit.size,
+                retention_s=self.settings.retention_s,
+            )
+        except BaseException:
+            self._unlisten(consumer)
+            raise
+
+    async def catches_up(self, journal: Journal, offset: int) -> bool:
+        """Whether the journal reaches `offset` soon: after a failover the worker sends lost text again."""
+        for _ in range(CATCH_UP_TRIES):
+            await asyncio.sleep(CATCH_UP_INTERVAL_S)
+            snapshot = await journal.snapshot()
+            if snapshot.head >= offset:
+                return True
+            if snapshot.status in TERMINAL:
+                return False
+        return False
+
+    def detach(self, consumer: Consumer) -> None:
+        """Let go of a consumer. Sync, so that it runs whatever was cancelled; TTLs cover a lost node."""
+        consumer.end(Ending.DISCONNECTED)
+        self._unlisten(consumer)
+        ending = consumer.ended.result()
+        self.metrics.endings[ending.name.lower()] += 1
+        if ending is not Ending.SUPERSEDED:
+            consumer.journal.post_detach(
+                consumer.name, consumer.connection, consumer.ledger.confirmed, keep=consumer.keep
+            )
+
+    def drain(self) -> None:
+        """Take no new readers, and send those that are here elsewhere, spread over time."""
+        self.draining = True
+        for consumer in self.consumers:
+            if consumer.is_open:
+                consumer.socket.write(sse.reconnect(random.randint(*RECONNECT_MS)))
+            consumer.end(Ending.DRAINED)
+
+    async def drained(self) -> None:
+        """Wait until the last consumer has gone."""
+        while self._responses:
+            self._emptied.clear()
+            await self._emptied.wait()
+
+    async def sweep(self) -> None:
+        """Visit every consumer once a second, a slice at a time; sample the lag. Until cancelled."""
+        while True:
+            for turn in range(SWEEP_SLICES):
+                await asyncio.sleep(1 / SWEEP_SLICES)
+                for index, consumer in enumerate(self.consumers):
+                    if index % SWEEP_SLICES == turn:
+                        consumer.sweep()
+                    else:
+                        consumer.step()
+            self._sample()
+            with suppress(RelayError):
+                await self.topology.synchronise()
+
+    # --- bells
+
+    def _listen(self, consumer: Consumer) -> None:
+        journal = consumer.journal
+        consumers = self._responses.setdefault(journal.id, set())
+        if not consumers:
+            journal.wire.subscribe(journal.keys.bell, lambda message: self._rung(journal, message))
+        consumers.add(consumer)
+
+    def _unlisten(self, consumer: Consumer) -> None:
+        journal = consumer.journal
+        consumers = self._responses.get(journal.id)
+        if consumers is not None:
+            consumers.discard(consumer)
+            if not consumers:
+                del self._responses[journal.id]
+                journal.wire.unsubscribe(journal.keys.bell)
+                self._emptied.set()
+
+    def _rung(self, journal: Journal, message: bytes) -> None:
+        consumers = self._responses.get(journal.id, ())
+        if message.isdigit():
+            head = int(message)
+            for consumer in tuple(consumers):
+                consumer.ring(head)
+            return
+        word, name, value = message.decode().split(" ")
+        for consumer in tuple(consumers):
+            if consumer.name != name:
+                continue
+            if word == "ack":
+                consumer.acknowledge(int(value))
+            elif word == "attached" and value != consumer.connection:
+                self._supersede(consumer)
+
+    @staticmethod
+    def _supersede(consumer: Consumer) -> None:
+        if consumer.is_open:
+            message = "a newer connection has taken this consumer over"
+            consumer.socket.write(
+                sse.private("error", {"code": "superseded", "message": message, "retryable": False})
+            )
+        consumer.end(Ending.SUPERSEDED)
+
+    def _ring_all(self) -> None:
+        for consumer in self.consumers:
+            consumer.sweep()
+
+    def _sample(self) -> None:
+        metrics, now = self.metrics, self.loop.time()
+        lags = [(consumer.lag, consumer.lag_seconds(now)) for consumer in self.consumers]
+        for size, seconds in lags:
+            metrics.lag_bytes.observe(size)
+            metrics.lag_seconds.observe(seconds)
+        metrics.lag_bytes_max = max((size for size, _ in lags), default=0)
+        metrics.lag_seconds_max = max((seconds for _, seconds in lags), default=0.0)
+        slow = sum(size > self.settings.credit_bytes for size, _ in lags)
+        metrics.states.update(live=0)
+        metrics.states["live"], metrics.states["slow"] = len(lags) - slow, slow

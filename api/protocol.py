@@ -1,0 +1,136 @@
+"""The client's socket, down to what its kernel has acknowledged.
+
+`await send()` in ASGI means "copied to a buffer". A subclass of uvicorn's protocol gives each request
+the connection's `ClientSocket` in `scope["extensions"]["relay.socket"]`: it writes body chunks and tells
+how many bytes the client's kernel has not acknowledged yet. The listener is prepared so that a slow
+client shows within about 100 KB: TCP_NOTSENT_LOWAT is inherited by accepted sockets, and the
+transport's own buffer is small. tcp(7), `SIOCOUTQ`; https://docs.kernel.org/networking/ip-sysctl.html
+
+Where the ioctl is missing (macOS), the view falls back to the transport's write buffer.
+"""
+
+import asyncio
+import fcntl
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, cast
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from relay.errors import SettingsInvalid
+from relay.settings import Settings
+
+EXTENSION = "relay.socket"
+WRITE_BUFFER_HIGH = 4096
+_SIOCOUTQ = 0x5411  # TIOCOUTQ: unsent and unacknowledged bytes of a socket
+_HAS_OUTQ = sys.platform == "linux"
+_ZERO = b"\0\0\0\0"
+
+
+class ClientSocket:
+    """One client connection: chunks out, acknowledged bytes back.
+
+    `written` counts the bytes that were handed to the transport since the connection began. Of these,
+    `outstanding` are not known to be acknowledged; both count chunk framing.
+    """
+
+    __slots__ = ("_fd", "_fresh", "_loop", "_transport", "on_lost", "written")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        sock = transport.get_extra_info("socket")
+        self._fd: int = sock.fileno() if sock is not None else -1
+        self._fresh = 0  # bytes that the transport has not counted yet: it writes at the end of the turn
+        self.written = 0
+        self.on_lost: Callable[[], None] | None = None
+
+    def write(self, data: bytes) -> None:
+        """Send `data` as one chunk of a chunked body. Never blocks: the caller keeps within its credit."""
+        chunk = b"%x\r\n%b\r\n" % (len(data), data)
+        if not self._fresh:
+            self._loop.call_soon(self._settle)
+        self._fresh += len(chunk)
+        self.written += len(chunk)
+        self._transport.write(chunk)
+
+    def outstanding(self) -> int:
+        """Bytes written and not yet acknowledged by the client's kernel. With TLS or a proxy: coarser."""
+        # uvloop counts a write only after it has tried it, at the end of the turn: until then, all is out.
+        buffered = self._transport.get_write_buffer_size() + self._fresh
+        if not _HAS_OUTQ or self._fd < 0:
+            return buffered
+        try:
+            queued = fcntl.ioctl(self._fd, _SIOCOUTQ, _ZERO)
+        except OSError:
+            return buffered
+        return buffered + int.from_bytes(queued, sys.byteorder)
+
+    def close(self) -> None:
+        """Drop the connection, with what has not been sent."""
+        self._transport.abort()
+
+    def lost(self) -> None:
+        """The connection is gone."""
+        self._fd = -1
+        if self.on_lost is not None:
+            self.on_lost()
+
+    def _settle(self) -> None:
+        self._fresh = 0
+
+
+class RelayProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1 protocol, with the client's socket in each request's scope."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Bound the transport's buffer; uvicorn's own responses wait for it by `drain`."""
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(high=WRITE_BUFFER_HIGH)
+        self._client_socket = ClientSocket(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the reader, if there is one: it does not wait in `receive`."""
+        super().connection_lost(exc)
+        self._client_socket.lost()
+
+    def on_message_begin(self) -> None:
+        """Each request of the connection sees the same socket."""
+        super().on_message_begin()
+        cast("dict[str, Any]", self.scope)["extensions"] = {EXTENSION: self._client_socket}
+
+
+def listen(host: str, port: int, settings: Settings) -> socket.socket:
+    """A listening socket whose accepted sockets show slow clients soon. Raises SettingsInvalid."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _tune(listener, settings)
+        listener.bind((host.strip("[]"), port))
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise SettingsInvalid(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --port"
+        ) from error
+    listener.setblocking(False)
+    return listener
+
+
+def _tune(listener: socket.socket, settings: Settings) -> None:
+    # A name is missing in Python or refused by the kernel only outside Linux; `relay doctor` says so.
+    wanted = {
+        "TCP_NOTSENT_LOWAT": settings.notsent_lowat_bytes,
+        "TCP_USER_TIMEOUT": int(settings.user_timeout_s * 1000),
+        "TCP_NODELAY": 1,
+    }
+    for name, value in wanted.items():
+        option = getattr(socket, name, None)
+        if option is not None:
+            with suppress(OSError):
+                listener.setsockopt(socket.IPPROTO_TCP, option, value)
+    if settings.tcp_maxseg is not None:
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, settings.tcp_maxseg)

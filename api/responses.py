@@ -1,0 +1,195 @@
+"""Creating responses and telling how they are: the use cases behind the routes, without HTTP."""
+
+import hashlib
+import secrets
+from typing import Any, NamedTuple
+
+import orjson
+from pydantic_core import PydanticSerializationError
+
+from api.admission import Admission
+from api.auth import token_digest
+from relay import keys, scripts
+from relay.errors import Conflict, InvalidValue, Unavailable
+from relay.events import Channel, encode, event
+from relay.jobs import Jobs
+from relay.journal import ConsumerState, Journal, Snapshot
+from relay.lifecycle import FinishReason, Status
+from relay.models import Registry
+from relay.requests import StreamRequest
+from relay.settings import Settings
+from relay.topology import Topology
+
+IDEMPOTENCY_S = 86_400
+RECENT = 100  # responses listed for an owner
+LIVE_MS = 5000  # a connection that was not heard of for longer counts as detached
+_EMPTY_SHA256 = hashlib.sha256().hexdigest()
+
+
+class Created(NamedTuple):
+    """What a create answers with."""
+
+    id: str
+    token: str
+    status: str
+    model: str
+    created_at: float
+
+
+class Responses:
+    """The responses of a deployment, seen from an API node."""
+
+    def __init__(
+        self, settings: Settings, topology: Topology, jobs: Jobs, registry: Registry, admission: Admission
+    ) -> None:
+        self._settings = settings
+        self._topology = topology
+        self._jobs = jobs
+        self._registry = registry
+        self._admission = admission
+
+    async def create(self, request: StreamRequest, owner: str, idempotency_key: str | None) -> Created:
+        """Open a response and queue its job.
+
+        Raises NotFound (model), InvalidValue, Conflict (the key was used for another body), Overloaded,
+        Draining or Unavailable. Without an idempotency key, a retry makes another response.
+        """
+        model = self._registry.get(request.model)
+        try:
+            stored = request.model_dump_json(exclude_unset=True)
+        except (PydanticSerializationError, UnicodeEncodeError) as error:
+            raise InvalidValue("messages: text that is not valid Unicode", param="messages") from error
+        ticket = {"id": f"rs_{secrets.token_hex(12)}", "token": secrets.token_urlsafe(24)}
+        if idempotency_key is not None:
+            ticket, earlier = await self._reserve(owner, idempotency_key, stored, ticket)
+            if earlier is not None:
+                return _created(ticket, earlier)
+        await self._admission.admit(request, model)
+        journal = self._topology.journal(ticket["id"])
+        await journal.open(
+            retention_s=self._settings.retention_s,
+            owner=owner,
+            model=request.model,
+            request=stored,
+            token=token_digest(ticket["token"]),
+            priority=request.queue,
+            metadata=orjson.dumps(request.metadata),
+        )
+        await self._jobs.submit(request.queue, ticket["id"])
+        snapshot = await journal.snapshot()
+        await self._remember(owner, ticket["id"], float(snapshot.meta["created_at"]))
+        return _created(ticket, snapshot)
+
+    async def recent(self, owner: str) -> list[str]:
+        """The ids of the owner's newest responses, newest first."""
+        index = keys.owner_index(owner)
+        found = await self._topology.wire(index).call("ZRANGE", index, 0, RECENT - 1, "REV")
+        return [item.decode() for item in found]
+
+    async def cancel(self, journal: Journal) -> None:
+        """Stop it wherever it is. A queued one ends here and now; a running one within a second."""
+        status = await scripts.cancel_response(journal.wire, journal.keys)
+        if status != Status.QUEUED:
+            return
+        claimed = await scripts.claim_response(
+            journal.wire,
+            journal.keys,
+            owner="api",
+            lease_ms=int(self._settings.lease_s * 1000),
+            retention_s=self._settings.retention_s,
+        )
+        # Not claimed: a worker was quicker, and has been told. With text, a worker must make the digest.
+        if isinstance(claimed, scripts.NotClaimed):
+            return
+        if claimed.head:
+            await scripts.release_lease(journal.wire, journal.keys, epoch=claimed.epoch, owner="api")
+            return
+        data = {
+            "finish_reason": FinishReason.CANCELLED,
+            "text_bytes": 0,
+            "sha256": _EMPTY_SHA256,
+            "usage": {},
+        }
+        await scripts.close_response(
+            journal.wire,
+            journal.keys,
+            epoch=claimed.epoch,
+            base=0,
+            data=encode(event(Channel.DONE, data)),
+            retention_s=self._settings.retention_s,
+            fields={
+                "status": Status.CANCELLED,
+                "finish_reason": FinishReason.CANCELLED,
+                "text_bytes": 0,
+                "sha256": _EMPTY_SHA256,
+            },
+        )
+
+    def describe(
+        self, response_id: str, snapshot: Snapshot, consumers: list[ConsumerState]
+    ) -> dict[str, Any]:
+        """The JSON of a response."""
+        meta, head = snapshot.meta, snapshot.head
+        return {
+            "id": response_id,
+            "status": snapshot.status,
+            "model": meta["model"],
+            "created_at": float(meta["created_at"]),
+            "ended_at": float(meta["ended_at"]) if "ended_at" in meta else None,
+            "position": head,
+            "epoch": snapshot.epoch,
+            "text_bytes": int(meta["text_bytes"]) if "text_bytes" in meta else None,
+            "level": int(meta["level"]),
+            "finish_reason": meta.get("finish_reason"),
+            "sha256": meta.get("sha256"),
+            "usage": orjson.loads(meta.get("usage") or "null"),
+            "error": orjson.loads(meta.get("error") or "null"),
+            "metadata": orjson.loads(meta.get("metadata") or "{}"),
+            "consumers": [self._consumer(consumer, head) for consumer in consumers],
+        }
+
+    def _consumer(self, consumer: ConsumerState, head: int) -> dict[str, Any]:
+        lag = max(0, head - consumer.position)
+        if consumer.idle_ms is None or consumer.idle_ms > LIVE_MS:
+            state = "detached"
+        else:
+            state = "slow" if lag > self._settings.credit_bytes else "live"
+        return {
+            "id": consumer.id,
+            "position": consumer.position,
+            "lag_bytes": lag,
+            "lag_entries": consumer.lag_entries,
+            "idle_ms": consumer.idle_ms,
+            "state": state,
+        }
+
+    async def _reserve(
+        self, owner: str, key: str, stored: str, ticket: dict[str, str]
+    ) -> tuple[dict[str, str], Snapshot | None]:
+        """The ticket that this key stands for, and its response if that was made."""
+        name = keys.idempotency(owner, hashlib.sha256(key.encode()).hexdigest()[:32])
+        wire = self._topology.wire(name)
+        body = hashlib.sha256(stored.encode()).hexdigest()
+        mine = orjson.dumps({**ticket, "body": body})
+        if await wire.call("SET", name, mine, "NX", "EX", IDEMPOTENCY_S) is not None:
+            return ticket, None
+        kept = await wire.call("GET", name)
+        if kept is None:
+            raise Unavailable("the idempotency key expired in this moment: try again")
+        theirs: dict[str, str] = orjson.loads(kept)
+        if theirs["body"] != body:
+            raise Conflict("this Idempotency-Key was used for another body", param="Idempotency-Key")
+        found = await self._topology.journal(theirs["id"]).find()
+        return theirs, found
+
+    async def _remember(self, owner: str, response_id: str, created_at: float) -> None:
+        index = keys.owner_index(owner)
+        wire = self._topology.wire(index)
+        wire.post("ZADD", index, created_at, response_id)
+        wire.post("ZREMRANGEBYRANK", index, 0, -RECENT - 1)
+        wire.post("EXPIRE", index, self._settings.retention_s)
+
+
+def _created(ticket: dict[str, str], snapshot: Snapshot) -> Created:
+    meta = snapshot.meta
+    return Created(ticket["id"], ticket["token"], snapshot.status, meta["model"], float(meta["created_at"]))

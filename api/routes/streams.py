@@ -1,0 +1,185 @@
+"""The native endpoints: /v1/streams."""
+
+import re
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import JSONResponse, StreamingResponse
+
+from api.protocol import EXTENSION
+from api.response import EventStream
+from api.state import State, state_of
+from relay.errors import InvalidValue, Malformed, NotFound, Unavailable
+from relay.journal import Journal, Snapshot
+from relay.lifecycle import TERMINAL
+from relay.position import Position
+from relay.requests import StreamRequest
+
+router = APIRouter(prefix="/v1/streams", tags=["streams"])
+
+_ID = re.compile(r"rs_[0-9a-f]{24}")
+_CONSUMER = re.compile(r"[A-Za-z0-9._-]{1,64}")
+WINDOW = (256, 1_048_576)
+KEY_MAX = 255
+
+
+class Ack(BaseModel):
+    """An explicit acknowledgement: everything up to this offset has been processed."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    position: int | str = Field(description="an offset, or an event id")
+
+
+@router.post("", status_code=201)
+async def create(
+    request: Request,
+    body: StreamRequest,
+    idempotency_key: Annotated[str | None, Header()] = None,
+) -> JSONResponse:
+    """Start a response: it is queued, and its events can be read at once."""
+    state = state_of(request)
+    owner = state.locks.owner(request)
+    if idempotency_key is not None and not 1 <= len(idempotency_key) <= KEY_MAX:
+        raise InvalidValue(f"Idempotency-Key: 1 to {KEY_MAX} characters", param="Idempotency-Key")
+    made = await state.responses.create(body, owner, idempotency_key)
+    url = f"/v1/streams/{made.id}"
+    return JSONResponse(
+        {
+            "id": made.id,
+            "status": made.status,
+            "model": made.model,
+            "created_at": made.created_at,
+            "events_url": f"{url}/events",
+            "text_url": f"{url}/text",
+            "token": made.token,
+        },
+        status_code=201,
+        headers={"Location": url, "Relay-Stream": made.id},
+    )
+
+
+@router.get("")
+async def recent(request: Request) -> dict[str, Any]:
+    """The caller's recent responses, newest first."""
+    state = state_of(request)
+    owner = state.locks.owner(request)
+    ids = await state.responses.recent(owner)
+    journals = [state.topology.journal(response_id) for response_id in ids]
+    found = [(journal, await journal.find()) for journal in journals]
+    return {
+        "object": "list",
+        "data": [
+            state.responses.describe(journal.id, snapshot, []) for journal, snapshot in found if snapshot
+        ],
+    }
+
+
+@router.get("/{response_id}")
+async def status(request: Request, response_id: str) -> dict[str, Any]:
+    """How a response is: position, level, and each consumer's lag."""
+    state = state_of(request)
+    journal, snapshot = await _find(request, response_id)
+    described = state.responses.describe(response_id, snapshot, await journal.consumers())
+    if described["text_bytes"] is None:  # known for certain only at the end: counted until then
+        described["text_bytes"] = sum([len(piece) async for piece in journal.text(snapshot.head)])
+    return described
+
+
+@router.delete("/{response_id}", status_code=202)
+async def cancel(request: Request, response_id: str) -> dict[str, Any]:
+    """Stop the generation everywhere; the readers get `done` with finish_reason `cancelled`."""
+    state = state_of(request)
+    journal, _ = await _find(request, response_id)
+    await state.responses.cancel(journal)
+    return {"id": response_id, "status": (await journal.snapshot()).status}
+
+
+@router.get("/{response_id}/text")
+async def text(request: Request, response_id: str) -> Response:
+    """The content so far, as it is; read in slices, so that its size is nobody's memory."""
+    journal, snapshot = await _find(request, response_id)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        async for piece in journal.text(snapshot.head):
+            yield piece
+
+    headers = {"Relay-Position": f"{snapshot.head}-{snapshot.epoch}", "Relay-Status": snapshot.status}
+    return StreamingResponse(pieces(), media_type="text/plain; charset=utf-8", headers=headers)
+
+
+@router.get("/{response_id}/events", response_class=Response)
+async def events(  # noqa: PLR0917 FastAPI's parameters are by name
+    request: Request,
+    response_id: str,
+    after: str | None = None,
+    consumer: str | None = None,
+    window: Annotated[int | None, Query(ge=WINDOW[0], le=WINDOW[1])] = None,
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> Any:
+    """Read a response as server-sent events, from the start or after a position.
+
+    204 when the position is at or past the end of a response that has ended: an EventSource then stops.
+    """
+    state = state_of(request)
+    socket = request.scope.get("extensions", {}).get(EXTENSION)
+    if socket is None:
+        raise Unavailable("this server cannot stream: run it by `relay api`")
+    if consumer is not None and not _CONSUMER.fullmatch(consumer):
+        raise InvalidValue("consumer: 1 to 64 of A-Z a-z 0-9 . _ -", param="consumer")
+    journal, snapshot = await _find(request, response_id)
+    given = last_event_id or after
+    position = Position.parse(given) if given else None
+    if position is not None:
+        await _check(journal, snapshot, position, state)
+        if position.offset >= snapshot.head and snapshot.status in TERMINAL:
+            state.metrics.resumes["done"] += 1
+            return Response(status_code=204)
+    reader, attached = await state.node.attach(
+        journal, socket, name=consumer, position=position, window=window
+    )
+    if attached.status in TERMINAL and attached.offset >= attached.head:
+        state.node.detach(reader)
+        return Response(status_code=204)
+    if position is not None and position.offset:
+        state.metrics.resumes["log" if attached.offset == attached.head else "journal"] += 1
+    return EventStream(state.node, reader, attached)
+
+
+@router.post("/{response_id}/consumers/{consumer}/ack", status_code=204)
+async def acknowledge(request: Request, response_id: str, consumer: str, ack: Ack) -> Response:
+    """Say that a consumer with `?window=` has processed up to a position; idempotent."""
+    journal, snapshot = await _find(request, response_id)
+    offset = ack.position if isinstance(ack.position, int) else Position.parse(ack.position).offset
+    if not 0 <= offset <= snapshot.head:
+        raise InvalidValue(f"position: 0 to {snapshot.head}, the end of the response", param="position")
+    known = {state.id for state in await journal.consumers()}
+    if consumer not in known:
+        raise NotFound(f"this response has no consumer {consumer[:64]!r}")
+    # The node that holds the connection may be another one: it hears of this by the bell.
+    journal.wire.post("SPUBLISH", journal.keys.bell, f"ack {consumer} {offset}")
+    return Response(status_code=204)
+
+
+async def _find(request: Request, response_id: str) -> tuple[Journal, Snapshot]:
+    """The response and its meta, if the caller may open it. An id that we never make is not looked up."""
+    state = state_of(request)
+    caller = state.locks.caller(request)
+    if not _ID.fullmatch(response_id):
+        raise NotFound(f"no response {response_id[:64]!r}: never made, or its retention has ended")
+    journal = state.topology.journal(response_id)
+    snapshot = await journal.snapshot()
+    state.locks.may_open(caller, snapshot.meta)
+    return journal, snapshot
+
+
+async def _check(journal: Journal, snapshot: Snapshot, position: Position, state: State) -> None:
+    """Raises Malformed for a position that was never given out by this response."""
+    if position.epoch > snapshot.epoch:
+        raise Malformed(f"not the id of an event of this response: {position}")
+    if position.offset < snapshot.head:
+        await journal.check_boundary(position.offset)
+    elif position.offset > snapshot.head and not await state.node.catches_up(journal, position.offset):
+        raise Malformed(f"beyond the end of this response: {position}")
