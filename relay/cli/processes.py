@@ -38,11 +38,18 @@ class Child:
     """One child process, which can be started again when it has ended."""
 
     def __init__(
-        self, name: str, command: Sequence[str], env: Mapping[str, str], log: IO[bytes] | None = None
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: Path | None = None,
+        log: IO[bytes] | None = None,
     ) -> None:
         self.name = name
         self._command = command
-        self._env = env
+        self._env = env  # all of it
+        self._cwd = cwd
         self._log = log  # its stderr; ours when None
         self._process: asyncio.subprocess.Process | None = None
         self._guard: int | None = None
@@ -58,7 +65,7 @@ class Child:
             self._process = await asyncio.create_subprocess_exec(
                 "/bin/sh", "-c", _GUARDED_EXEC, "relay-child", *self._command,
                 stdin=end, stdout=asyncio.subprocess.PIPE, stderr=self._log,
-                env={**os.environ, **self._env}, start_new_session=True,
+                env=self._env, cwd=self._cwd, start_new_session=True,
             )  # fmt: skip
         finally:
             os.close(end)

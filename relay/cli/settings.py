@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from relay.settings import Settings
 
 _UNITS = {
-    "bytes": "bytes", "entries": "entries", "s": "seconds", "ms": "milliseconds", "maxseg": "bytes",
+    "bytes": "bytes", "entries": "entries", "s": "s", "ms": "ms", "maxseg": "bytes",
     "inflight": "commands", "active": "responses", "consumers": "readers",
 }  # fmt: skip
 
@@ -81,9 +81,13 @@ def _allowed(info: Any) -> str:
     bounds = {k: getattr(m, k) for m in info.metadata for k in ("ge", "le", "gt", "lt") if hasattr(m, k)}
     if bounds:
         low, high = bounds.get("ge", bounds.get("gt", "")), bounds.get("le", bounds.get("lt", ""))
-        return f"{low:g} to {high:g}" if low != "" and high != "" else f"from {low:g}"
+        return f"{_exact(low)} to {_exact(high)}" if high != "" else f"from {_exact(low)}"
     choices = [option for option in get_args(info.annotation) if isinstance(option, str)]
     return " | ".join(choices) or ("true | false" if info.annotation is bool else "")
+
+
+def _exact(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:g}"
 
 
 def without_password(url: str) -> str:
@@ -99,10 +103,12 @@ def _draw(found: list[Row]) -> None:
     from rich.table import Table  # noqa: PLC0415
 
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("name", "value", "default", "allowed"):
+    table.add_column("name", no_wrap=True)
+    for heading in ("value", "default", "allowed"):
         table.add_column(heading, overflow="fold")
     table.add_column("meaning", overflow="fold", ratio=1)
     for row in found:
         value = f"[bold yellow]{row.value}[/]" if row.value.endswith(" *") else row.value
-        table.add_row(row.name, value, f"[dim]{row.default}[/]", f"[dim]{row.allowed}[/]", row.meaning)
+        default = row.default if row.value.endswith(" *") else ""
+        table.add_row(row.name, value, f"[dim]{default}[/]", f"[dim]{row.allowed}[/]", row.meaning)
     Console().print(table)

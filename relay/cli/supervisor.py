@@ -4,12 +4,14 @@ Used by `relay up` and by the demo. Nothing is left behind: see `relay.cli.proce
 """
 
 import asyncio
+import os
 import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO
 
 from relay.cli.processes import Child, ChildEnded, relay_command
@@ -25,7 +27,7 @@ _KILL_AFTER_S = 5.0  # added to a child's own drain time
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run. `log` takes the children's stderr, ours by default."""
+    """What to run. `env` is all of the children's environment, `log` takes their stderr, ours by default."""
 
     host: str
     port: int
@@ -33,7 +35,8 @@ class Plan:
     concurrency: int = 64
     drain_s: float = 8.0
     worker_drain_s: float = 20.0
-    env: dict[str, str] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=lambda: dict(os.environ))
+    cwd: Path | None = None
     log: IO[bytes] | None = None
 
     @property
@@ -47,12 +50,15 @@ class Plan:
     def api(self) -> Child:
         """The API node, not yet started."""
         command = relay_command("api", "--host", self.host, "--port", str(self.port))
-        return Child("API node", command, self.env, self.log)
+        return Child("API node", command, env=self.env, cwd=self.cwd, log=self.log)
 
     def all_workers(self) -> list[Child]:
         """The workers, not yet started."""
         command = relay_command("worker", "--concurrency", str(self.concurrency))
-        return [Child(f"worker {n}", command, self.env, self.log) for n in range(1, self.workers + 1)]
+        return [
+            Child(f"worker {n}", command, env=self.env, cwd=self.cwd, log=self.log)
+            for n in range(1, self.workers + 1)
+        ]
 
 
 @asynccontextmanager

@@ -1,5 +1,6 @@
 """`relay up`: everything in one command, for development."""
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -58,7 +59,7 @@ def up(
 def _plan(loaded: "Settings", host: str, port: int, workers: int, concurrency: int) -> "Plan":
     from relay.cli.supervisor import Plan  # noqa: PLC0415 - imported for this command alone
 
-    env: dict[str, str] = {}
+    env = dict(os.environ)
     if sys.stderr.isatty() and "log_format" not in loaded.model_fields_set:
         env["RELAY_LOG_FORMAT"] = "console"
     return Plan(host, port, workers, concurrency, loaded.drain_s, loaded.worker_drain_s, env)
