@@ -48,6 +48,8 @@ def run(*, llm: bool) -> int:
     """Run the demo; the exit code. Raises RelayError when something cannot be started."""
     if llm:
         model_file()  # for its check, before anything starts
+    what = "Valkey, a worker, an API node" + (" and SmolLM2-135M on llama.cpp" if llm else "")
+    print(f"starting {what} ...", flush=True)
     with tempfile.TemporaryDirectory(prefix="relay-demo-") as folder, EmbeddedServer() as server:
         log_path = Path(folder, "relay.log")
         with log_path.open("wb") as log:
@@ -73,7 +75,6 @@ async def _perform(plan: Plan, server: EmbeddedServer, *, llm: bool) -> int:
 @asynccontextmanager
 async def _model(plan: Plan) -> AsyncIterator[None]:
     """The model's server, and the file that makes it a model of the relay."""
-    print("starting SmolLM2-135M on llama.cpp ...", file=sys.stderr)
     port = free_port()
     folder = plan.cwd or Path()
     models = folder / "models.toml"

@@ -56,9 +56,9 @@ def _panel(track: Track, console: Console, width: int, lines: int) -> Panel:
     colour = _COLOURS[track.name]
     return Panel(
         body,
-        title=f"[bold]{track.name}[/] reader: {track.habit}",
+        title=f"[bold]{track.name}[/]: {track.habit}",
         title_align="left",
-        subtitle=f"{track.frames} frames, {frame_bytes:.0f} bytes of the response in each",
+        subtitle=f"{track.frames} frames of {frame_bytes:.0f} bytes",
         subtitle_align="right",
         border_style=colour,
         height=lines + 2,
@@ -122,8 +122,8 @@ def summary(scene: Scene) -> list[str]:
     made = f" in {scene.made_s:.1f} s" if scene.made_s is not None else ""
     done = scene.fast.done or scene.slow.done or {}
     headline = (
-        f"{scene.source}: {done.get('text_bytes', '?')} bytes of text made{made}, "
-        f"finish_reason {done.get('finish_reason', '?')}"
+        f"{scene.source}: {done.get('text_bytes', '?')} bytes of text made{made} "
+        f"({done.get('finish_reason', '?')})"
     )
     return [
         headline,
@@ -142,4 +142,4 @@ def _verdict(track: Track) -> str:
         return f"failed: {track.failed}"
     if track.done is None:
         return "no end seen"
-    return f"{track.digest[:16]}... {'equals done' if track.is_exact else 'DIFFERS from done'}"
+    return f"{track.digest[:8]} {'equals done' if track.is_exact else 'DIFFERS from done'}"
