@@ -175,7 +175,13 @@ class Consumer:
         if room <= 0:
             self._check_later()
             return
-        self._reading = self._ask(lambda: self.journal.send_range(self.ledger.sent, room), self._on_journal)
+        try:
+            data = self.journal.send_range(self.ledger.sent, room)
+            epoch = self.journal.send_epoch()
+        except Unavailable:
+            return  # the next reconnect or sweep comes back to it
+        self._reading = True
+        epoch.add_done_callback(lambda epoch: self._on_journal(data, epoch))
 
     @staticmethod
     def _ask(send: Callable[[], Reply], then: Callable[[Reply], object]) -> bool:
@@ -201,6 +207,7 @@ class Consumer:
     def _take_entry(self, entry: Entry) -> None:
         start = entry.end - len(entry.data)
         self.head = max(self.head, entry.end)
+        self.epoch = max(self.epoch, entry.epoch)
         if entry.end <= self.ledger.sent:
             return  # on its way already; only its acknowledgement is owed
         if start > self.ledger.sent:
@@ -210,11 +217,13 @@ class Consumer:
         else:
             self._take(decode(entry.data[self.ledger.sent - start :], self.ledger.sent)[0])
 
-    def _on_journal(self, reply: Reply) -> None:
+    def _on_journal(self, reply: Reply, epoch: Reply) -> None:
         self._reading = False
-        if not self._answer(reply):
+        if not self._answer(reply) or not self._answer(epoch):
             return
         data: bytes = reply.result()
+        # An id whose epoch is older than its bytes would be taken for lost text on return.
+        self.epoch = max(self.epoch, int(epoch.result() or 0))
         before = self.ledger.sent
         self._take(decode(data, self.ledger.sent)[0])
         if self.ledger.sent == before and data:

@@ -25,10 +25,11 @@ _NO_HISTORY = "18446744073709551615-18446744073709551614"
 
 
 class Entry(NamedTuple):
-    """One entry of the log: its ID, where it ends, its bytes, and the server's time of it in microseconds."""
+    """One entry of the log: its ID, where it ends, its epoch, its bytes, its time (us, the server's)."""
 
     id: bytes
     end: int
+    epoch: int
     data: bytes
     time_us: int
 
@@ -166,6 +167,10 @@ class Journal:
         """Ask for `size` bytes of the journal from `start`."""
         return self.wire.send("GETRANGE", self.keys.journal, start, start + size - 1)
 
+    def send_epoch(self) -> Reply:
+        """Ask for the newest epoch. Sent after a range, it is at least that of every byte in the range."""
+        return self.wire.send("HGET", self.keys.meta, "epoch")
+
     def post_ack(self, consumer: str, ids: list[bytes]) -> None:
         """Confirm entries, without waiting: a lost one is repeated by the next attach."""
         self.wire.post("XACK", self.keys.log, consumer, *ids)
@@ -247,7 +252,8 @@ def read_entries(reply: Any, keys: Keys) -> list[Entry]:
     entries = []
     for entry_id, fields in rows:
         if fields:
-            entries.append(Entry(entry_id, int(entry_id[: entry_id.index(b"-")]), fields[1], int(fields[3])))
+            end, _, epoch = entry_id.partition(b"-")
+            entries.append(Entry(entry_id, int(end), int(epoch), fields[1], int(fields[3])))
     return entries
 
 
