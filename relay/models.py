@@ -15,19 +15,40 @@ Without a file there is `simulated`, and every other name goes to `RELAY_UPSTREA
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from relay.errors import NotFound, SettingsInvalid
 
 SIMULATED = "simulated"
 
 
+def check_base_url(value: str) -> str:
+    """The address of an OpenAI-compatible API, up to and with its `/v1`.
+
+    Raises ValueError unless it is a plain http(s) URL; credentials in it would end up in logs.
+    """
+    allowed = "must be http:// or https://, a host, and a path that ends before /chat/completions"
+    if not value.isascii() or not value.isprintable() or " " in value:
+        raise ValueError(allowed)
+    parts = urlsplit(value)
+    try:
+        usable = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number
+        usable = False
+    if not usable or parts.query or parts.fragment:
+        raise ValueError(allowed)
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("must not hold credentials: the key has a setting of its own")
+    return value
+
+
 class Model(BaseModel):
     """One entry: where the text of a public model name comes from, and its limits."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     name: str
     source: Literal["openai", "simulated"]
@@ -45,9 +66,14 @@ class Model(BaseModel):
 
     @model_validator(mode="after")
     def _has_address(self) -> Self:
-        if self.source == "openai" and not (self.base_url or "").startswith(("http://", "https://")):
+        if self.source == "openai" and self.base_url is None:
             raise ValueError("an openai source needs base_url, http:// or https://")
         return self
+
+    @field_validator("base_url")
+    @classmethod
+    def _usable_address(cls, value: str | None) -> str | None:
+        return None if value is None else check_base_url(value)
 
     @property
     def key(self) -> str | None:
@@ -99,13 +125,24 @@ def load(
 
     Raises SettingsInvalid with one line that names the file, the model and what is wrong.
     """
+    if upstream_base_url is not None:
+        # Now, and not with the first request: then it would be that caller's error.
+        try:
+            check_base_url(upstream_base_url)
+        except ValueError as error:
+            raise SettingsInvalid(f"RELAY_UPSTREAM_BASE_URL: {error}") from error
     if path is None:
         models = {SIMULATED: Model(name=SIMULATED, source="simulated")}
         return Registry(models, catch_all_url=upstream_base_url, catch_all_key=upstream_api_key)
     try:
-        entries = tomllib.loads(path.read_text()).get("models")
+        tables: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SettingsInvalid(f"RELAY_MODELS_FILE={path}: {error}") from error
+    entries = tables.pop("models", None)
+    if tables:
+        raise SettingsInvalid(
+            f"RELAY_MODELS_FILE={path}: {', '.join(sorted(tables))}: only [models.NAME] tables are allowed"
+        )
     if not isinstance(entries, dict) or not entries:
         raise SettingsInvalid(f"RELAY_MODELS_FILE={path}: needs at least one [models.NAME] table")
     models = {name: _entry(path, name, entry) for name, entry in entries.items()}
@@ -119,11 +156,22 @@ def load(
 
 
 def _entry(path: Path, name: str, entry: object) -> Model:
-    if not isinstance(entry, dict) or {"name", "api_key"} & entry.keys():
+    if not isinstance(entry, dict):
         raise SettingsInvalid(f"RELAY_MODELS_FILE={path}: models.{name} is not a table of its settings")
+    if "api_key" in entry:
+        raise SettingsInvalid(
+            f"RELAY_MODELS_FILE={path}: models.{name}.api_key: keys do not belong in the file; "
+            "api_key_env names the variable that holds it"
+        )
+    if "name" in entry:
+        raise SettingsInvalid(f"RELAY_MODELS_FILE={path}: models.{name}.name: the table's name is the name")
     try:
         return Model.model_validate({**entry, "name": name})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in ("models", name, *first["loc"]))
-        raise SettingsInvalid(f"RELAY_MODELS_FILE={path}: {where}: {first['msg']}") from error
+        # base_url may hold a password by mistake; a missing field and a relation have no value to show
+        valueless = first["type"] == "missing" or first["loc"] in {(), ("base_url",)}
+        shown = "" if valueless else f"={first['input']!r}"[:80]
+        message = first["msg"].removeprefix("Value error, ")
+        raise SettingsInvalid(f"RELAY_MODELS_FILE={path}: {where}{shown}: {message}") from error

@@ -13,6 +13,8 @@ MAX_MESSAGES = 1024
 MAX_PROMPT_BYTES = 262_144  # all text of a prompt together; the body's own bound is a setting
 MAX_TOKENS = 16_000_000
 MAX_METADATA = 16
+MAX_DEPTH = 64  # of nested JSON; orjson and pydantic both give up at about 250
+INT64 = 2**63
 PASSED_THROUGH = (
     "frequency_penalty", "logit_bias", "logprobs", "min_p", "parallel_tool_calls", "presence_penalty",
     "reasoning_effort", "repetition_penalty", "response_format", "seed", "stop", "temperature",
@@ -33,15 +35,21 @@ class Simulation(BaseModel):
     @classmethod
     def _number(cls, value: object) -> object:
         """Whole numbers are numbers; booleans, text, NaN and infinities are not."""
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError("must be a finite number")
-        return float(value)
+        try:
+            number = float(value)
+        except OverflowError:  # a whole number beyond any float
+            number = math.inf
+        if not math.isfinite(number):
+            raise ValueError("must be a finite number")
+        return number
 
 
 class StreamRequest(BaseModel):
     """The body of `POST /v1/streams`, and what a worker reads from the job."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     model: str = Field(min_length=1, max_length=200, description="a public model name")
     messages: list[dict[str, Any]] | None = Field(None, max_length=MAX_MESSAGES)
@@ -58,12 +66,12 @@ class StreamRequest(BaseModel):
 
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_k: int | None = None
-    min_p: float | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    repetition_penalty: float | None = None
-    seed: int | None = None
+    repetition_penalty: Annotated[float, Field(ge=0, le=1000)] | None = None
+    seed: Annotated[int, Field(ge=-INT64, lt=INT64)] | None = None  # what JSON writers agree on
     stop: str | list[str] | None = None
     user: str | None = None
     logprobs: bool | None = None
@@ -77,23 +85,37 @@ class StreamRequest(BaseModel):
 
     @model_validator(mode="after")
     def _one_prompt(self) -> Self:
-        """Exactly one of prompt and messages, not empty, and within the bound."""
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("give exactly one of prompt and messages")
-        if self.prompt is not None:
-            if not self.prompt.strip():
+        return self
+
+    # Bounds on one field are checked on that field, so that the error names it.
+    @field_validator("prompt")
+    @classmethod
+    def _prompt_in_bounds(cls, value: str | None) -> str | None:
+        if value is not None:
+            if not value.strip():
                 raise ValueError("prompt is empty")
-            size = len(self.prompt.encode("utf-8", "surrogatepass"))
-        else:
-            if not self.messages:
+            _within(text_bytes(value))
+        return value
+
+    @field_validator("messages")
+    @classmethod
+    def _messages_in_bounds(cls, value: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+        if value is not None:
+            if not value:
                 raise ValueError("messages is empty")
-            for message in self.messages:
+            for message in value:
                 if not isinstance(message.get("role"), str):
                     raise ValueError("each message needs a role")
-            size = sum(text_bytes(message) for message in self.messages)
-        if size > MAX_PROMPT_BYTES:
-            raise ValueError(f"the prompt has {size} bytes of text; at most {MAX_PROMPT_BYTES}")
-        return self
+            _within(text_bytes(value))
+        return value
+
+    @field_validator("tools", "tool_choice", "response_format")
+    @classmethod
+    def _not_too_deep(cls, value: Any) -> Any:
+        text_bytes(value)
+        return value
 
     @field_validator("metadata")
     @classmethod
@@ -129,11 +151,33 @@ class StreamRequest(BaseModel):
 
 
 def text_bytes(value: object) -> int:
-    """The UTF-8 size of all text in a JSON value."""
-    if isinstance(value, str):
-        return len(value.encode("utf-8", "surrogatepass"))
-    if isinstance(value, dict):
-        return sum(text_bytes(item) for item in value.values())
-    if isinstance(value, list):
-        return sum(text_bytes(item) for item in value)
-    return 0
+    """The UTF-8 size of all text in a JSON value, keys aside.
+
+    Raises ValueError when it is nested deeper than MAX_DEPTH or holds text that is not Unicode (a lone
+    surrogate): neither can be written to the job or sent to an upstream.
+    """
+    size = 0
+    left: list[tuple[object, int]] = [(value, 0)]  # a list and not recursion: the depth is the caller's
+    while left:
+        item, depth = left.pop()
+        if depth > MAX_DEPTH:
+            raise ValueError(f"is nested deeper than {MAX_DEPTH} levels")
+        if isinstance(item, str):
+            size += len(_encoded(item))
+        elif isinstance(item, dict):
+            left.extend((inner, depth + 1) for inner in item.values())
+        elif isinstance(item, list):
+            left.extend((inner, depth + 1) for inner in item)
+    return size
+
+
+def _encoded(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds text that is not valid Unicode") from None
+
+
+def _within(size: int) -> None:
+    if size > MAX_PROMPT_BYTES:
+        raise ValueError(f"the prompt has {size} bytes of text; at most {MAX_PROMPT_BYTES}")

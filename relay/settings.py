@@ -4,6 +4,7 @@
 """
 
 import ipaddress
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -11,14 +12,20 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from relay.errors import SettingsInvalid
+from relay.models import check_base_url
 
 KIB, MIB = 1024, 1024 * 1024
+SECRET = frozenset(("api_keys", "upstream_api_key"))  # never shown, not even in an error
+_CREDENTIALS = re.compile(r"(?:(?<=://)|^(?!\w+://)).*@|(?<=password=)[^&]*")
 
 
 class Settings(BaseSettings):
     """All of them, for every kind of process. Sizes in bytes, times in the unit of the name's end."""
 
-    model_config = SettingsConfigDict(env_prefix="RELAY_", env_file=".env", extra="ignore", frozen=True)
+    # An empty variable is an absent one: that is what `X=${X:-}` in a compose file means.
+    model_config = SettingsConfigDict(
+        env_prefix="RELAY_", env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+    )
 
     redis_url: str = Field(
         "redis://127.0.0.1:6379/0", description="Redis or Valkey: redis://, rediss://, unix://"
@@ -54,13 +61,16 @@ class Settings(BaseSettings):
     notsent_lowat_bytes: int = Field(16 * KIB, ge=KIB, le=MIB, description="TCP_NOTSENT_LOWAT")
     tcp_maxseg: int | None = Field(None, ge=88, le=65_495, description="TCP_MAXSEG, to test on loopback")
     wire_inflight: int = Field(16_384, ge=16, le=1_000_000, description="commands in flight per connection")
+    metrics_host: str = Field("127.0.0.1", description="where a worker serves /metrics")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
     log_format: Literal["json", "console"] = Field("json", description="how log lines look")
 
     @field_validator("api_keys", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        return tuple(part.strip() for part in value.split(",") if part.strip())
 
     @field_validator("api_keys")
     @classmethod
@@ -76,35 +86,36 @@ class Settings(BaseSettings):
             raise ValueError("must start with redis://, rediss:// or unix://")
         return value
 
+    @field_validator("upstream_base_url")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        return None if value is None else check_base_url(value)
+
     @model_validator(mode="after")
     def _relations(self) -> Self:
-        _need(
-            self.lease_renew_s * 2 <= self.lease_s,
-            "RELAY_LEASE_RENEW_S",
-            "at most half of RELAY_LEASE_S",
+        self._need(self.lease_renew_s * 2 <= self.lease_s, "lease_renew_s", "at most half of", "lease_s")
+        self._need(
+            self.window_bytes <= self.max_response_bytes, "window_bytes", "at most", "max_response_bytes"
         )
-        _need(
-            self.window_bytes <= self.max_response_bytes,
-            "RELAY_WINDOW_BYTES",
-            "at most RELAY_MAX_RESPONSE_BYTES",
-        )
-        _need(self.lease_s < self.retention_s, "RELAY_LEASE_S", "less than RELAY_RETENTION_S")
-        _need(self.pause_max_s < self.retention_s, "RELAY_PAUSE_MAX_S", "less than RELAY_RETENTION_S")
+        self._need(self.lease_s < self.retention_s, "lease_s", "less than", "retention_s")
+        self._need(self.pause_max_s < self.retention_s, "pause_max_s", "less than", "retention_s")
         return self
+
+    def _need(self, holds: bool, name: str, allowed: str, other: str) -> None:
+        if not holds:
+            raise ValueError(
+                f"RELAY_{name.upper()}={getattr(self, name)}: must be {allowed} "
+                f"RELAY_{other.upper()} ({getattr(self, other)})"
+            )
 
     def check_exposed(self, host: str) -> None:
         """Raises SettingsInvalid when `host` would serve others than this machine without a key."""
-        if self.api_keys or _is_loopback(host):
+        if self.api_keys or self.require_keys or _is_loopback(host):
             return
         raise SettingsInvalid(
             f"--host {host}: without RELAY_API_KEYS only a loopback address is served; "
-            "set RELAY_API_KEYS or use --host 127.0.0.1"
+            "set RELAY_API_KEYS or RELAY_REQUIRE_KEYS=true, or use --host 127.0.0.1"
         )
-
-
-def _need(holds: bool, name: str, allowed: str) -> None:
-    if not holds:
-        raise ValueError(f"{name}: {allowed}")
 
 
 def _is_loopback(host: str) -> bool:
@@ -124,6 +135,11 @@ def load(**given: Any) -> Settings:
         if not first["loc"]:
             raise SettingsInvalid(message) from error
         name = str(first["loc"][0])
-        secret = "key" in name
-        shown = "(hidden)" if secret else repr(first["input"])[:80]
-        raise SettingsInvalid(f"RELAY_{name.upper()}={shown}: {message}") from error
+        raise SettingsInvalid(f"RELAY_{name.upper()}={_shown(name, first['input'])}: {message}") from error
+
+
+def _shown(name: str, value: object) -> str:
+    """A value as an error may show it: bounded, and without what opens a door."""
+    if name in SECRET:
+        return "(hidden)"
+    return repr(_CREDENTIALS.sub("***@", value) if isinstance(value, str) else value)[:80]
