@@ -20,6 +20,7 @@ from relay.errors import WireProtocol
 # and no slow reader is handed a frame larger than half its credit.
 MAX_PAYLOAD = 8192
 HEADER_MAX = 3
+FIT_MIN = 5  # a tool call's index and the longest character
 
 
 class Channel(IntEnum):
@@ -102,17 +103,21 @@ def decode(data: bytes, base: int = 0) -> tuple[list[Placed], int]:
             shift += 7
             if shift > 14:
                 raise WireProtocol(f"not a record boundary at {base + at}")
+        # Both are judged before the body is there: bytes that are no header must not be waited on.
+        if not byte and shift:
+            raise WireProtocol(f"not a record boundary at {base + at}")
+        if number & 15 > _LAST_CHANNEL:
+            raise WireProtocol(f"no such channel at {base + at}: {number & 15}")
         end = body + (number >> 4)
         if end > size:
             break
-        if number & 15 > Channel.EXTRA:
-            raise WireProtocol(f"no such channel at {base + at}: {number & 15}")
         placed.append(Placed(base + end, Record(_CHANNELS[number & 15], data[body:end])))
         at = end
     return placed, base + at
 
 
 _CHANNELS = tuple(Channel)
+_LAST_CHANNEL = int(max(Channel))
 
 
 def merge(placed: Iterable[Placed]) -> list[Placed]:
@@ -143,8 +148,14 @@ def merge(placed: Iterable[Placed]) -> list[Placed]:
 
 
 def fit(record: Record, limit: int = MAX_PAYLOAD) -> Iterator[Record]:
-    """Split a text record into pieces of at most `limit` bytes, never inside a UTF-8 character."""
+    """Split a text record into pieces of at most `limit` bytes, never inside a UTF-8 character.
+
+    Raises ValueError for an atomic record over `limit`, and for a limit that cannot hold a tool call's
+    index and one character.
+    """
     channel, payload = record
+    if limit < FIT_MIN:
+        raise ValueError(f"a limit of {limit} bytes; at least {FIT_MIN}")
     if len(payload) <= limit:
         yield record
         return
@@ -155,7 +166,15 @@ def fit(record: Record, limit: int = MAX_PAYLOAD) -> Iterator[Record]:
     room = limit - len(mark)
     while at < len(payload):
         end = min(at + room, len(payload))
-        while end < len(payload) and end > at + 1 and payload[end] & 0xC0 == 0x80:
-            end -= 1
+        if end < len(payload):
+            end -= _inside_character(payload, end)
         yield Record(channel, mark + payload[at:end])
         at = end
+
+
+def _inside_character(payload: bytes, at: int) -> int:
+    """How far `at` lies behind the start of the character it would cut: 0 to 3."""
+    for back in range(4):
+        if payload[at - back] & 0xC0 != 0x80:
+            return back
+    return 0  # not UTF-8: there is no character to keep whole

@@ -5,7 +5,6 @@ event that ends there. Lag is a subtraction of two offsets.
 """
 
 import re
-from bisect import bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -47,5 +46,11 @@ def valid_offset(position: Position, epoch_starts: Sequence[int]) -> int:
 
 
 def epoch_at(offset: int, epoch_starts: Sequence[int]) -> int:
-    """The newest epoch (1-based) that had started at or before `offset`; 0 before the first."""
-    return bisect_right(epoch_starts, offset)
+    """The newest epoch (1-based) that had started at or before `offset`; 0 before the first.
+
+    The starts need not ascend: after a failover that lost bytes, an epoch starts below the one before.
+    """
+    for epoch in range(len(epoch_starts), 0, -1):
+        if epoch_starts[epoch - 1] <= offset:
+            return epoch
+    return 0
