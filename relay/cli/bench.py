@@ -144,7 +144,11 @@ def wire(
 
 def _measure(console: Console, shape: Shape, plan: Plan) -> dict[str, Any]:
     with report.progress(console, f"{plan.responses} responses", plan.responses * plan.tokens) as update:
-        return run.measure(shape, plan, update)
+        result = run.measure(shape, plan, update)
+    warning = run.disturbance(result)
+    if warning is not None:
+        console.print(warning, style="yellow", markup=False)
+    return result | {"warning": warning}
 
 
 def _steps(text: str) -> list[int]:

@@ -26,6 +26,7 @@ def result(p99: float = 50.0, **changes: Any) -> dict[str, Any]:
         "digests": {"checked": 10, "ok": 10, "bad": 0},
         "notices": {},
         "problems": [],
+        "wall_s": 10.0,
         "cpu": {
             "us_per_token": {"api": 20.0, "load": 9.0, "total": 29.0},
             "seconds": {"api": 1.0, "load": 0.5},
@@ -52,6 +53,14 @@ def test_a_faultless_run_has_no_faults():
 def test_wrong_or_missing_text_is_a_fault(changes: dict[str, Any], said: str):
     """However quick it was."""
     assert run.faults(result(**changes)) == [said]
+
+
+def test_a_busy_machine_is_told():
+    """Figures from a machine that did something else meanwhile are not thrown away, but not sold either."""
+    assert run.disturbance(result()) is None
+    busy = result(wall_s=1.0)
+    busy["cpu"]["others_s"] = 0.9
+    assert "0.9 cores" in str(run.disturbance(busy))
 
 
 def test_capacity_is_the_highest_step_before_the_first_that_fails():
