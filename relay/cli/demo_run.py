@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator
@@ -48,6 +49,8 @@ def run(*, llm: bool) -> int:
     """Run the demo; the exit code. Raises RelayError when something cannot be started."""
     if llm:
         model_file()  # for its check, before anything starts
+    # As Ctrl-C: through the blocks that stop what was started and remove its files.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     what = "Valkey, a worker, an API node" + (" and SmolLM2-135M on llama.cpp" if llm else "")
     print(f"starting {what} ...", flush=True)
     with tempfile.TemporaryDirectory(prefix="relay-demo-") as folder, EmbeddedServer() as server:

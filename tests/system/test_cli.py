@@ -366,6 +366,25 @@ def test_up_starts_the_dead_again(tmp_path: Path) -> None:
         assert "was killed by signal 9" in up.errors.read_text()
 
 
+@linux
+@pytest.mark.parametrize("kind", ["api", "worker"])
+def test_tail_across_a_death(kind: str, tmp_path: Path) -> None:
+    """A reader does not notice when the API node or the worker under it is killed in the middle."""
+    with Up(tmp_path, RELAY_LEASE_S="1", RELAY_LEASE_RENEW_S="0.3") as up:
+        response_id = up.create(200, rate=60)
+        with subprocess.Popen(
+            [*RELAY, "tail", response_id, "--url", up.url],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0, cwd=tmp_path, env=CLEAN,
+        ) as tail:  # fmt: skip
+            assert tail.stdout is not None
+            first = tail.stdout.read(1)
+            os.kill(up.child(kind), signal.SIGKILL)
+            rest, errors = tail.communicate(timeout=60)
+    assert tail.returncode == 0, errors.decode()
+    assert (first + rest).decode() == simulation.text(5, 0, 200)
+    assert b"digest verified" in errors
+
+
 def _reachable(up: Up) -> bool:
     try:
         return up.call("GET", "/readyz")[0] == 200
@@ -436,18 +455,22 @@ def _summary(stdout: str) -> list[list[str]]:
 
 
 @linux
-def test_demo_interrupted(tmp_path: Path) -> None:
-    """Ctrl-C in the middle of the demo ends everything, without a traceback."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_demo_interrupted(number: signal.Signals, tmp_path: Path) -> None:
+    """Ctrl-C in the middle of the demo ends everything, without a traceback or a file left behind."""
     with subprocess.Popen(
-        [*RELAY, "demo"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=CLEAN
-    ) as demo:
+        [*RELAY, "demo"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+        env={**CLEAN, "TMPDIR": str(tmp_path)},
+    ) as demo:  # fmt: skip
         assert demo.stdout is not None
         assert any(line.startswith("--") for line in demo.stdout)
         tree = descendants(demo.pid)
-        demo.send_signal(signal.SIGINT)
+        demo.send_signal(number)
         _, errors = demo.communicate(timeout=20)
     assert demo.returncode == 130
     assert errors == ""
+    assert list(tmp_path.iterdir()) == []
     wait_until(lambda: not alive(tree), "every process of the tree has ended")
 
 
