@@ -16,7 +16,7 @@ from api.protocol import RelayProtocol, listen
 from api.responses import Responses
 from api.server import UVICORN_GRACE_S, DrainingServer
 from api.state import State
-from relay import logs, models
+from relay import logs, models, process
 from relay.errors import RelayError
 from relay.jobs import Jobs
 from relay.metrics import redis_metrics
@@ -53,6 +53,7 @@ async def _serve(settings: Settings, host: str, port: int) -> None:
             timeout_keep_alive=30,
             timeout_graceful_shutdown=UVICORN_GRACE_S,
         )
+        process.settle()
         server = DrainingServer(config, state, lambda: print(f"ready {url}", flush=True))
         async with asyncio.TaskGroup() as tasks:
             sweep = tasks.create_task(state.node.sweep())

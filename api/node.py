@@ -91,11 +91,11 @@ class Node:
             lost.journal,
             name=lost.name,
             connection=secrets.token_hex(6),
-            socket=lost.socket,
-            credit=lost.credit,
+            socket=lost.outlet.socket,
+            credit=lost.outlet.credit,
             keep=lost.keep,
         )
-        return consumer, await self._attach(consumer, Position(lost.ledger.sent, lost.epoch))
+        return consumer, await self._attach(consumer, Position(lost.ledger.sent, lost.outlet.epoch))
 
     async def _attach(self, consumer: Consumer, position: Position | None) -> Attached:
         journal = consumer.journal
@@ -106,7 +106,7 @@ class Node:
                 consumer.name,
                 consumer.connection,
                 position,
-                limit=consumer.credit.size,
+                limit=consumer.outlet.credit.size,
                 retention_s=self.settings.retention_s,
             )
         except BaseException:
@@ -140,7 +140,7 @@ class Node:
         self.draining = True
         for consumer in self.consumers:
             if consumer.is_open:
-                consumer.socket.write(sse.reconnect(random.randint(*RECONNECT_MS)))
+                consumer.say(sse.reconnect(random.randint(*RECONNECT_MS)))
             consumer.end(Ending.DRAINED)
 
     async def drained(self) -> None:
@@ -202,9 +202,7 @@ class Node:
     def _supersede(consumer: Consumer) -> None:
         if consumer.is_open:
             message = "a newer connection has taken this consumer over"
-            consumer.socket.write(
-                sse.private("error", {"code": "superseded", "message": message, "retryable": False})
-            )
+            consumer.say(sse.private("error", {"code": "superseded", "message": message, "retryable": False}))
         consumer.end(Ending.SUPERSEDED)
 
     def _ring_all(self) -> None:

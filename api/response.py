@@ -42,7 +42,7 @@ class EventStream(Response):
         try:
             name = (b"relay-consumer", self._consumer.name.encode())
             await send({"type": "http.response.start", "status": 200, "headers": [*HEADERS, name]})
-            self._consumer.socket.write(sse.OPENING)
+            self._consumer.outlet.socket.write(sse.OPENING)
             ending = await self._follow()
         finally:
             self._node.detach(self._consumer)
@@ -61,7 +61,7 @@ class EventStream(Response):
                 log.warning("stream_lost", response=before.journal.id, error=error.message)
                 lost = StreamLost("the response is gone from Redis")
                 data = {"code": lost.code, "message": lost.message, "retryable": lost.retryable}
-                before.socket.write(sse.private("error", data))
+                before.outlet.socket.write(sse.private("error", data))
                 return ending
             self._consumer.begin(attached)
         return ending

@@ -1,9 +1,9 @@
-"""One consumer of one response: reads within its credit, writes frames, confirms what its client has.
+"""One consumer of one response: reads within its credit, and confirms what its client has.
 
     behind   reads the journal: large merged frames; the group's last delivered ID is the position
     live     reads the log through the consumer group; pending entries are what is unconfirmed
 
-A consumer starts behind, goes live when its client has everything that was sent, and falls behind when
+A consumer starts behind, goes live when little of what was sent is unconfirmed, and falls behind when
 half of its credit is out. No task of its own: the bell, replies and a timer drive it, so that a client's
 disconnect can never cancel a Redis call in mid-reply. At most one read is in flight.
 """
@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 
 from api import sse
 from api.ending import Ending
-from api.ledger import Credit, Ledger
+from api.ledger import Credit
+from api.outlet import Outlet
 from api.protocol import ClientSocket
 from relay.errors import OutOfMemory, Unavailable
-from relay.events import HEADER_MAX, MAX_PAYLOAD, TERMINAL, Placed, decode, merge
+from relay.events import decode
 from relay.journal import Entry, Journal, read_entries
 from relay.link import Reply
 from relay.scripts import Attached
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from api.node import Node
 
 _CHECK_FIRST_S, _CHECK_LAST_S = 0.004, 0.128
-_LARGEST_RECORD = MAX_PAYLOAD + HEADER_MAX
+# A live reader's confirmations go together: one XACK for several tokens, at most this late.
+_CONFIRM_EVERY_S = 0.05
 
 
 class Consumer:
@@ -47,18 +49,16 @@ class Consumer:
         self.journal = journal
         self.name = name
         self.connection = connection
-        self.socket = socket
-        self.credit = credit
         self.keep = keep  # the caller named it: its position outlives the connection
         self.ended: asyncio.Future[Ending] = node.loop.create_future()
-        self.ledger = Ledger(0)
+        self.outlet = Outlet(socket, credit, node.metrics, 0, 0)
+        self.ledger = self.outlet.ledger
         self.head = 0  # as last heard
-        self.epoch = 0
-        self._behind_since = 0.0  # loop time since when confirmed < head with no progress between
-        self.live = False
         self.begun = False  # rings come from the moment of the attach; they only note the head until then
+        self.live = False
         self.written_at = node.loop.time()
-        self.has_terminal = False
+        self._confirmed_at = 0.0
+        self._behind_since = 0.0  # loop time since when confirmed < head with no progress between
         self._entry_bytes = 64.0  # moving average, to ask for no more than the credit holds
         self._reading = False
         self._timer: asyncio.TimerHandle | None = None
@@ -83,12 +83,14 @@ class Consumer:
 
     def begin(self, attached: Attached) -> None:
         """Start at the position that the attach gave, with the bytes that came with it."""
-        self.ledger = Ledger(attached.offset)
-        self.head, self.epoch = max(self.head, attached.head), attached.epoch
+        socket, credit = self.outlet.socket, self.outlet.credit
+        self.outlet = Outlet(socket, credit, self.node.metrics, attached.offset, attached.epoch)
+        self.ledger = self.outlet.ledger
+        self.head = max(self.head, attached.head)
         self.begun = True
         if attached.rewound:
-            self._write(sse.private("rewind", {"position": f"{attached.offset}-{attached.epoch}"}))
-        self._take(decode(attached.data, attached.offset)[0])
+            self.say(sse.private("rewind", {"position": f"{attached.offset}-{attached.epoch}"}))
+        self._take(attached.data, attached.offset)
         self.step()
 
     def ring(self, head: int) -> None:
@@ -101,7 +103,7 @@ class Consumer:
 
     def acknowledge(self, offset: int) -> None:
         """An explicit ack: the client has processed up to `offset`."""
-        if self.credit.explicit and self.ledger.confirmed < offset <= self.ledger.sent:
+        if self.outlet.credit.explicit and self.ledger.confirmed < offset <= self.ledger.sent:
             self._confirm_to(offset)
             self.step()
 
@@ -113,65 +115,72 @@ class Consumer:
             self._timer.cancel()
         self.ended.set_result(ending)
 
+    def say(self, data: bytes) -> None:
+        """Write what is no part of the response: a comment, an event for this consumer alone."""
+        self.written_at = self.node.loop.time()
+        self.outlet.socket.write(data)
+
     def sweep(self) -> None:
         """Once a second: look for a lost ring, stay known as alive, keep a quiet connection open."""
         if not self.is_open:
             return
-        self._confirm()
-        if not self._reading and not self.has_terminal:
+        self._confirm(now=True)
+        if not self._reading and not self.outlet.has_terminal:
             (self._read_log if self.live else self._read_journal)()
         if not self.live or not self._reading:
             self._ask(lambda: self.journal.send_seen(self.name, self.connection), self._answer)
         quiet_s = self.node.loop.time() - self.written_at
-        if quiet_s >= self.node.settings.keepalive_s and not self.socket.outstanding():
-            self._write(sse.KEEPALIVE)
+        if quiet_s >= self.node.settings.keepalive_s and not self.outlet.socket.outstanding():
+            self.say(sse.KEEPALIVE)
 
     def step(self) -> None:
         """Confirm what can be, then read on if there is news and credit."""
         if not self.is_open:
             return
-        self._confirm()
-        if self.has_terminal:
-            if self.ledger.confirmed >= self.ledger.sent or self.credit.explicit:
+        outlet, ledger = self.outlet, self.ledger
+        self._confirm(now=not self.live or outlet.has_terminal)
+        if outlet.has_terminal:
+            if not ledger.unconfirmed or outlet.credit.explicit:
                 self.end(Ending.TERMINAL)
             else:
                 self._check_later()
         elif not self._reading:
-            if self.head > self.ledger.sent:
+            if self.head > ledger.sent:
                 self._read()
-            elif self.ledger.has_marks and not self.live:
+            elif ledger.has_marks and not self.live:
                 self._check_later()
 
     # --- reading
 
-    def _room(self) -> int:
-        return self.credit.size - self.ledger.unconfirmed
-
     def _read(self) -> None:
-        if not self.live and not self.ledger.pending and self.ledger.unconfirmed * 4 <= self.credit.size:
+        ledger, credit = self.ledger, self.outlet.credit
+        if ledger.unconfirmed * 4 > credit.size:
+            self._confirm(now=True)
+        if not self.live and not ledger.pending and ledger.unconfirmed * 4 <= credit.size:
             # The group stands at what is confirmed: what was sent since is delivered once more, to be
             # pending until it is confirmed, and not written again.
             self.live = True
-            self.journal.post_moved(self.name, self.ledger.confirmed)
-        elif self._room() * 2 < self.credit.size or self.ledger.pending >= self.credit.entries:
+            self.journal.post_moved(self.name, ledger.confirmed)
+        elif ledger.unconfirmed * 2 > credit.size or ledger.pending >= credit.entries:
             self.live = False
-        if self.live and self._room() >= self._entry_bytes:
+        if self.live and self.outlet.room >= self._entry_bytes:
             self._read_log()
         else:
             self._read_journal()
 
     def _read_log(self) -> None:
-        room = min(self._room() / self._entry_bytes, self.credit.entries - self.ledger.pending)
-        if room < 1:
+        count = int(
+            min(self.outlet.room / self._entry_bytes, self.outlet.credit.entries - self.ledger.pending)
+        )
+        if count < 1:
             self._check_later()
             return
         self._reading = self._ask(
-            lambda: self.journal.send_read(self.name, self.connection, int(room)), self._on_log
+            lambda: self.journal.send_read(self.name, self.connection, count), self._on_log
         )
 
     def _read_journal(self) -> None:
-        # With nothing out, one record may exceed a small credit: it could never be sent otherwise.
-        room = self._room() if self.ledger.unconfirmed else max(self._room(), _LARGEST_RECORD)
+        room = self.outlet.room
         if room <= 0:
             self._check_later()
             return
@@ -205,27 +214,26 @@ class Consumer:
         self.step()
 
     def _take_entry(self, entry: Entry) -> None:
-        start = entry.end - len(entry.data)
+        start, sent = entry.end - len(entry.data), self.ledger.sent
         self.head = max(self.head, entry.end)
-        self.epoch = max(self.epoch, entry.epoch)
-        if entry.end <= self.ledger.sent:
+        self.outlet.epoch = max(self.outlet.epoch, entry.epoch)
+        if entry.end <= sent:
             return  # on its way already; only its acknowledgement is owed
-        if start > self.ledger.sent:
+        if start > sent:
             # The cap trimmed entries that were not read yet: the journal has them.
             self.node.metrics.trims_repaired += self.live
             self.live = False
         else:
-            self._take(decode(entry.data[self.ledger.sent - start :], self.ledger.sent)[0])
+            self._take(entry.data[sent - start :] if sent > start else entry.data, sent)
 
     def _on_journal(self, reply: Reply, epoch: Reply) -> None:
         self._reading = False
         if not self._answer(reply) or not self._answer(epoch):
             return
-        data: bytes = reply.result()
         # An id whose epoch is older than its bytes would be taken for lost text on return.
-        self.epoch = max(self.epoch, int(epoch.result() or 0))
-        before = self.ledger.sent
-        self._take(decode(data, self.ledger.sent)[0])
+        self.outlet.epoch = max(self.outlet.epoch, int(epoch.result() or 0))
+        before, data = self.ledger.sent, reply.result()
+        self._take(data, before)
         if self.ledger.sent == before and data:
             self._check_later()  # the next record does not fit the credit that is left
             return
@@ -242,47 +250,20 @@ class Consumer:
             self.end(Ending.LOST)
         return error is None
 
-    # --- writing
-
-    def _take(self, placed: list[Placed]) -> None:
-        """Write the records that the credit holds; what it does not hold is read again later.
-
-        A terminal record needs no credit, and with nothing out the first record may exceed it.
-        """
-        limit = self.ledger.confirmed + self.credit.size
-        fitting: list[Placed] = []
-        for item in placed:
-            if (
-                item.end > limit
-                and item.record.channel not in TERMINAL
-                and (fitting or self.ledger.unconfirmed)
-            ):
-                self.live = False
-                break
-            fitting.append(item)
-        if not fitting:
-            return
-        merged = merge(fitting) if len(fitting) > 1 else fitting
-        frames = [sse.frame(item.record, item.end, self.epoch) for item in merged]
-        self._write(b"".join(frames))
-        # The chunk's own end comes after its data: these marks are late by two bytes, never early.
-        at = self.socket.written - sum(map(len, frames))
-        for item, data in zip(merged, frames, strict=True):
-            at += len(data)
-            self.ledger.wrote(at, item.end)
-        self.has_terminal = merged[-1].record.channel in TERMINAL
-        self.node.metrics.sent(merged, frames)
-
-    def _write(self, data: bytes) -> None:
+    def _take(self, data: bytes, base: int) -> None:
+        """Write the whole records of `data`; what the credit does not hold is read from the journal later."""
         self.written_at = self.node.loop.time()
-        self.socket.write(data)
+        if not self.outlet.write(decode(data, base)[0]):
+            self.live = False
 
     # --- confirming
 
-    def _confirm(self) -> None:
-        if self.ledger.has_marks:
-            offset = self.ledger.acknowledged(self.socket.written - self.socket.outstanding())
-            if offset > self.ledger.confirmed and not self.credit.explicit:
+    def _confirm(self, *, now: bool) -> None:
+        at = self.node.loop.time()
+        if now or at - self._confirmed_at >= _CONFIRM_EVERY_S:
+            self._confirmed_at = at
+            offset = self.outlet.acknowledged()
+            if offset > self.ledger.confirmed and not self.outlet.credit.explicit:
                 self._confirm_to(offset)
 
     def _confirm_to(self, offset: int) -> None:

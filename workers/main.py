@@ -12,7 +12,7 @@ import structlog
 import uvloop
 from prometheus_client import start_http_server
 
-from relay import logs, models
+from relay import logs, models, process
 from relay.errors import RelayError, SettingsInvalid
 from relay.jobs import Jobs
 from relay.metrics import Counted, redis_metrics
@@ -60,6 +60,7 @@ async def _serve(settings: Settings, concurrency: int, metrics_port: int) -> Non
         worker = Worker(workshop, blocking, concurrency=concurrency)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, worker.stop.set)
+        process.settle()
         with _metrics_server(settings, metrics, metrics_port) as url:
             print(f"ready worker {worker_id} metrics {url}", flush=True)
             await worker.run()

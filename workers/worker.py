@@ -21,7 +21,7 @@ from workers.generation import GenerationJob, Workshop
 log = structlog.get_logger("relay.worker")
 
 BLOCK_MS = 1000  # of one claim; bounds how long a stop waits for it
-CLAIM_BATCH = 16
+CLAIM_BATCH = 128  # jobs of one read
 RETRY_S = 0.5
 
 
