@@ -1,15 +1,13 @@
 """What an API node measures. The names are those of the contract."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 
 from api import sse
 from relay.events import Placed
 from relay.metrics import LATENCY_BUCKETS, Counted, by_label, one
-
-disable_created_metrics()  # type: ignore[no-untyped-call]
 
 LAG_BYTES_BUCKETS = (0, 256, 1024, 4096, 8192, 16_384, 32_768, 65_536, 262_144, 1_048_576)
 LAG_SECONDS_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60)
@@ -30,20 +28,17 @@ class Metrics:
         self.states: Counter[str] = Counter(live=0, slow=0, stalled=0, detached=0)
         self.lag_bytes_max = 0.0
         self.lag_seconds_max = 0.0
-        self._delivery_s = self._histogram(
+        self.counted = counted = Counted(self.registry)
+        self._delivery_s = counted.histogram(
             "relay_delivery_seconds", "From the append to the client's socket.", LATENCY_BUCKETS
         )
-        self.lag_bytes = self._histogram(
+        self.lag_bytes = counted.histogram(
             "relay_consumer_lag_bytes", "Bytes a consumer lacks, each second.", LAG_BYTES_BUCKETS
         )
-        self.lag_seconds = self._histogram(
+        self.lag_seconds = counted.histogram(
             "relay_consumer_lag_seconds", "Age of what a consumer lacks, each second.", LAG_SECONDS_BUCKETS
         )
-        self.counted = Counted(self.registry)
         self._describe(self.counted)
-
-    def _histogram(self, name: str, text: str, buckets: Iterable[float]) -> Histogram:
-        return Histogram(name, text, buckets=tuple(buckets), registry=self.registry)
 
     def _describe(self, counted: Counted) -> None:
         for name, text, label, values in (
@@ -82,7 +77,7 @@ class Metrics:
     def sent(self, placed: list[Placed], frames: list[bytes]) -> None:
         """Frames were written."""
         for item, data in zip(placed, frames, strict=True):
-            name = sse.name_of(item.record.channel)
+            name = sse.LABELS[item.record.channel]
             self.events[name] += 1
             self.bytes[name] += len(data)
 

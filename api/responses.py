@@ -66,7 +66,7 @@ class Responses:
                 return _created(ticket, earlier)
         await self._admission.admit(request, model)
         journal = self._topology.journal(ticket["id"])
-        await journal.open(
+        created_at = await journal.open(
             retention_s=self._settings.retention_s,
             owner=owner,
             model=request.model,
@@ -75,10 +75,11 @@ class Responses:
             priority=request.queue,
             metadata=orjson.dumps(request.metadata),
         )
-        await self._jobs.submit(request.queue, ticket["id"])
-        snapshot = await journal.snapshot()
-        await self._remember(owner, ticket["id"], float(snapshot.meta["created_at"]))
-        return _created(ticket, snapshot)
+        if created_at is None:  # two requests with one idempotency key, and the other was quicker
+            return _created(ticket, await journal.snapshot())
+        await self._jobs.submit(request.queue, journal.id)
+        self._remember(owner, journal.id, created_at)
+        return Created(journal.id, ticket["token"], Status.QUEUED, request.model, created_at)
 
     async def recent(self, owner: str) -> list[str]:
         """The ids of the owner's newest responses, newest first."""
@@ -182,7 +183,7 @@ class Responses:
         found = await self._topology.journal(theirs["id"]).find()
         return theirs, found
 
-    async def _remember(self, owner: str, response_id: str, created_at: float) -> None:
+    def _remember(self, owner: str, response_id: str, created_at: float) -> None:
         index = keys.owner_index(owner)
         wire = self._topology.wire(index)
         wire.post("ZADD", index, created_at, response_id)

@@ -60,6 +60,7 @@ class Consumer:
         self._confirmed_at = 0.0
         self._behind_since = 0.0  # loop time since when confirmed < head with no progress between
         self._entry_bytes = 64.0  # moving average, to ask for no more than the credit holds
+        self._commands: dict[int, bytes] = {}
         self._reading = False
         self._timer: asyncio.TimerHandle | None = None
         self._check_s = _CHECK_FIRST_S
@@ -175,9 +176,12 @@ class Consumer:
         if count < 1:
             self._check_later()
             return
-        self._reading = self._ask(
-            lambda: self.journal.send_read(self.name, self.connection, count), self._on_log
-        )
+        # A few round counts, so that the command need not be packed for every token.
+        count = 1 << (count.bit_length() - 1)
+        command = self._commands.get(count)
+        if command is None:
+            command = self._commands[count] = self.journal.read_command(self.name, self.connection, count)
+        self._reading = self._ask(lambda: self.journal.wire.send_packed(command), self._on_log)
 
     def _read_journal(self) -> None:
         room = self.outlet.room
@@ -204,7 +208,7 @@ class Consumer:
         self._reading = False
         if not self._answer(reply):
             return
-        entries = read_entries(reply.result(), self.journal.keys)
+        entries = read_entries(reply.result())
         for entry in entries:
             self._entry_bytes += (len(entry.data) - self._entry_bytes) / 8
             self.ledger.read(entry.end, entry.id)

@@ -37,8 +37,9 @@ class Channel(IntEnum):
     EXTRA = 8  # JSON {"channel", ...}: a delta that is passed through as it is (refusal, logprobs)
 
 
-TEXT = frozenset((Channel.CONTENT, Channel.REASONING, Channel.TOOL_ARGUMENTS))
-TERMINAL = frozenset((Channel.DONE, Channel.ERROR))
+TEXT = (Channel.CONTENT, Channel.REASONING, Channel.TOOL_ARGUMENTS)
+# Tuples, because an enum member's hash is computed in Python, and this is asked for every token.
+TERMINAL = (Channel.DONE, Channel.ERROR)
 
 
 class Record(NamedTuple):

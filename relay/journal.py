@@ -13,7 +13,7 @@ from relay import scripts
 from relay.errors import Malformed, NotFound, Refused
 from relay.events import Channel, Placed, decode
 from relay.keys import Keys, keys_of
-from relay.link import Argument, Reply
+from relay.link import Argument, Reply, pack
 from relay.position import Position
 from relay.wire import Wire
 
@@ -82,8 +82,8 @@ class Journal:
 
     # --- the whole of it
 
-    async def open(self, *, retention_s: int, **fields: Argument) -> bool:
-        """Create it in status `queued`. False when the id exists already."""
+    async def open(self, *, retention_s: int, **fields: Argument) -> float | None:
+        """Create it in status `queued`: its creation time, None when the id exists already."""
         fields = {"status": "queued", "level": 0, **fields}
         return await scripts.open_response(self.wire, self.keys, retention_s=retention_s, fields=fields)
 
@@ -123,9 +123,7 @@ class Journal:
         """
         if offset == 0:
             return
-        entries = read_entries(
-            await self.wire.call("XRANGE", self.keys.log, f"{offset}-0", "+", "COUNT", 1), self.keys
-        )
+        entries = read_entries(await self.wire.call("XRANGE", self.keys.log, f"{offset}-0", "+", "COUNT", 1))
         start = entries[0].end - len(entries[0].data) if entries else 0
         if start > offset:
             start = 0
@@ -157,11 +155,15 @@ class Journal:
             most=MAX_GROUPS,
         )
 
-    def send_read(self, consumer: str, connection: str, count: int) -> Reply:
-        """Ask for the next `count` entries of the consumer; read the reply with `read_entries`."""
-        return self.wire.send(
+    def read_command(self, consumer: str, connection: str, count: int) -> bytes:
+        """Packed for `wire.send_packed`: the next `count` entries of the consumer. See `read_entries`."""
+        return pack(
             "XREADGROUP", "GROUP", consumer, connection, "COUNT", count, "STREAMS", self.keys.log, ">"
         )
+
+    def send_read(self, consumer: str, connection: str, count: int) -> Reply:
+        """Ask for the next `count` entries of the consumer; read the reply with `read_entries`."""
+        return self.wire.send_packed(self.read_command(consumer, connection, count))
 
     def send_range(self, start: int, size: int) -> Reply:
         """Ask for `size` bytes of the journal from `start`."""
@@ -240,15 +242,16 @@ class Journal:
         known = start_of(end)
         if known is not None:
             return known
-        entries = read_entries(await self.wire.call("XRANGE", self.keys.log, entry_id, entry_id), self.keys)
+        entries = read_entries(await self.wire.call("XRANGE", self.keys.log, entry_id, entry_id))
         return end - len(entries[0].data) if entries else end
 
 
-def read_entries(reply: Any, keys: Keys) -> list[Entry]:
+def read_entries(reply: Any) -> list[Entry]:
     """The entries of an XRANGE or XREADGROUP reply, without those that were trimmed while pending."""
     if not reply:
         return []
-    rows = reply[keys.log.encode()] if type(reply) is dict else reply
+    # XREADGROUP of one stream answers a map of one.
+    rows = next(iter(reply.values())) if type(reply) is dict else reply
     entries = []
     for entry_id, fields in rows:
         if fields:

@@ -21,6 +21,12 @@ _MORE = object()
 _BUSY = frozenset(("LOADING", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "READONLY", "BUSY", "NOREPLICAS"))
 
 
+def pack(*args: Argument) -> bytes:
+    """A command as RESP."""
+    packed: bytes = hiredis.pack_command(cast("Any", args))
+    return packed
+
+
 class Link(asyncio.Protocol):
     """The protocol of one connection.
 
@@ -56,12 +62,18 @@ class Link(asyncio.Protocol):
     def send(self, args: tuple[Argument, ...]) -> Reply:
         """Queue a command for this turn's write. Raises Unavailable when the line is full or broken."""
         future: Reply = self._loop.create_future()
-        self._enqueue(hiredis.pack_command(cast("Any", args)), future)
+        self._enqueue(pack(*args), future)
+        return future
+
+    def send_packed(self, packed: bytes) -> Reply:
+        """The same for a command that its caller has packed, once for many sends or in parts."""
+        future: Reply = self._loop.create_future()
+        self._enqueue(packed, future)
         return future
 
     def send_subscription(self, command: str, channel: str) -> None:
         """SSUBSCRIBE or SUNSUBSCRIBE: confirmed by a push, not by a reply."""
-        self._enqueue(hiredis.pack_command(cast("Any", (command, channel))), channel)
+        self._enqueue(pack(command, channel), channel)
 
     @property
     def inflight(self) -> int:

@@ -74,6 +74,12 @@ class Wire:
             raise Unavailable(f"no connection to Redis at {self._address.shown}")
         return self._link.send(args)
 
+    def send_packed(self, packed: bytes) -> Reply:
+        """`send` for a command in RESP already (`relay.link.pack`): what is sent often is packed once."""
+        if self._link is None:
+            raise Unavailable(f"no connection to Redis at {self._address.shown}")
+        return self._link.send_packed(packed)
+
     async def call(self, *args: Argument) -> Any:
         """Send one command and wait for its reply; waits up to the connect timeout for a connection."""
         if self._link is None:

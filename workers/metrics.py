@@ -2,12 +2,12 @@
 
 from collections import Counter
 
-from prometheus_client import CollectorRegistry, Histogram, disable_created_metrics
+from prometheus_client import CollectorRegistry
 
 from relay.errors import OutOfMemory, RelayError
 from relay.metrics import LATENCY_BUCKETS, Counted, by_label, one
 
-disable_created_metrics()  # type: ignore[no-untyped-call]
+ENTRIES_BUCKETS = (8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 class Metrics:
@@ -29,25 +29,17 @@ class Metrics:
         self.steps: Counter[str] = Counter()
         self.outcomes: Counter[str] = Counter()
         self.saved: Counter[str] = Counter()
-        self._append_s = Histogram(
-            "relay_append_seconds",
-            "One append: from the write to Redis's reply.",
-            buckets=LATENCY_BUCKETS,
-            registry=self.registry,
+        counted = Counted(self.registry)
+        self._append_s = counted.histogram(
+            "relay_append_seconds", "One append: from the write to Redis's reply.", LATENCY_BUCKETS
         )
-        self.first_token_s = Histogram(
-            "relay_first_token_seconds",
-            "From the create to the first text in Redis.",
-            buckets=LATENCY_BUCKETS,
-            registry=self.registry,
+        self.first_token_s = counted.histogram(
+            "relay_first_token_seconds", "From the create to the first text from the source.", LATENCY_BUCKETS
         )
-        self.stream_entries = Histogram(
-            "relay_stream_entries",
-            "Length of a response's log at its end.",
-            buckets=(8, 16, 32, 64, 128, 256, 512, 1024),
-            registry=self.registry,
+        self.stream_entries = counted.histogram(
+            "relay_stream_entries", "Length of a response's log at its end.", ENTRIES_BUCKETS
         )
-        self._describe(Counted(self.registry))
+        self._describe(counted)
 
     def _describe(self, counted: Counted) -> None:
         counted.counter("relay_tokens", "Tokens taken from sources.", (), one(lambda: self.tokens))

@@ -145,6 +145,8 @@ class Pump:
             except Unavailable:
                 await asyncio.sleep(0.25)
             else:
+                entries = await self._journal.wire.call("XLEN", self._journal.keys.log)
+                self._metrics.stream_entries.observe(entries)
                 return
         raise Unavailable("Redis could not be reached to close the response")
 

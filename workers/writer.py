@@ -58,8 +58,9 @@ class Writer:
         self.epoch = epoch
         self.head = head  # what Redis has
         self._end = head  # what is encoded; the rest is still gathered
-        self._cap = cap
-        self._retention_s = retention_s
+        self._append = scripts.AppendCommand(
+            journal.wire, journal.keys, epoch=epoch, cap=cap, retention_s=retention_s
+        )
         self.flush_s = flush_s
         self._metrics = metrics
         self._on_stop = on_stop
@@ -162,15 +163,7 @@ class Writer:
             self._timer = None
         self._sent_at = self._loop.time()
         try:
-            reply = scripts.send_append(
-                self._journal.wire,
-                self._journal.keys,
-                epoch=self.epoch,
-                base=end - len(data),
-                data=data,
-                cap=self._cap,
-                retention_s=self._retention_s,
-            )
+            reply = self._append.send(end - len(data), data)
         except Unavailable as error:
             self._try_later(error)
             return

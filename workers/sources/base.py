@@ -60,8 +60,8 @@ class Generation(Protocol):
 class Source(Protocol):
     """A kind of generator."""
 
-    def can_continue(self, prefix: Prefix) -> bool:
-        """Whether a generation can go on exactly, or well enough, after `prefix`."""
+    def can_continue(self, prefix: Prefix, model: Model) -> bool:
+        """Whether a generation of `model` can go on exactly, or well enough, after `prefix`."""
         ...
 
     def open(

@@ -97,7 +97,7 @@ class OpenAISource:
         self._tls = tls
         self._open: set[http.Exchange] = set()
 
-    def can_continue(self, prefix: Prefix, model: Model | None = None) -> bool:
+    def can_continue(self, prefix: Prefix, model: Model) -> bool:
         """Afresh while no content was delivered; after some only where `model.continues`.
 
         Never after a tool call: its arguments cannot be handed back half written.

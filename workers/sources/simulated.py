@@ -6,6 +6,7 @@ fell due meanwhile, and a slow system shows as delay instead of as a slower cloc
 """
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -22,7 +23,39 @@ from workers.sources.base import Batch, Finish, Prefix
 # A read is at most one record: 512 tokens of 12 bytes at the most are below MAX_PAYLOAD.
 BURST_TOKENS = 512
 FREE_RUN_TOKENS = 256  # a read without a schedule: about 1.5 KiB, at most 2 KiB over any text it makes
+TICK_S = 0.002
 _TOLERANCE = 1e-6  # of a token: a timer that fires a rounding error early has fired
+
+
+class Ticker:
+    """Wakes many sleepers with few timers: those due within one tick wake together.
+
+    A timer for each token costs more than making it; and what wakes together is appended together.
+    """
+
+    def __init__(self, tick_s: float = TICK_S) -> None:
+        self._tick_s = tick_s
+        self._due: dict[int, list[asyncio.Future[None]]] = {}
+
+    async def sleep(self, delay_s: float) -> None:
+        """Sleep for `delay_s`, rounded up to a tick; 0 yields to the loop once."""
+        if delay_s <= 0:
+            await asyncio.sleep(0)
+            return
+        loop = asyncio.get_running_loop()
+        tick = math.ceil((loop.time() + delay_s) / self._tick_s)
+        sleepers = self._due.get(tick)
+        if sleepers is None:
+            sleepers = self._due[tick] = []
+            loop.call_at(tick * self._tick_s, self._wake, tick)
+        woken = loop.create_future()
+        sleepers.append(woken)
+        await woken
+
+    def _wake(self, tick: int) -> None:
+        for woken in self._due.pop(tick):
+            if not woken.done():
+                woken.set_result(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +136,9 @@ class SimulatedSource:
     """Makes simulations. Implements `base.Source`; holds nothing between two of them."""
 
     def __init__(self, clock: Clock | None = None) -> None:
-        self._clock = clock or Clock()
+        self._clock = clock or Clock(sleep=Ticker().sleep)
 
-    def can_continue(self, prefix: Prefix) -> bool:
+    def can_continue(self, prefix: Prefix, model: Model) -> bool:  # noqa: ARG002
         """Exactly, from any byte on; a simulation makes no tool calls, so it cannot have made those."""
         return not prefix.tool_calls
 
