@@ -19,6 +19,9 @@ from relay.errors import WireProtocol
 # A record over this is split: a journal read of one credit (16 KiB) then always holds a whole record,
 # and no slow reader is handed a frame larger than half its credit.
 MAX_PAYLOAD = 8192
+# What a writer splits text into. A reader may be handed one record over its credit, and explicit windows
+# are small; neighbours merge again on the way out.
+PIECE = 1000
 HEADER_MAX = 3
 FIT_MIN = 5  # a tool call's index and the longest character
 

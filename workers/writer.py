@@ -24,7 +24,7 @@ from relay.errors import (
     StreamLost,
     Unavailable,
 )
-from relay.events import MAX_PAYLOAD, Placed, Record, encode, fit, merge
+from relay.events import MAX_PAYLOAD, PIECE, TEXT, Placed, Record, encode, fit, merge
 from relay.journal import Journal
 from relay.link import Reply
 from workers.metrics import Metrics
@@ -138,7 +138,7 @@ class Writer:
         """Merge what has gathered into one entry of about MAX_PAYLOAD at most; the rest waits its turn."""
         merged = merge(Placed(0, record) for record in self._gathered) if len(self._gathered) > 1 else None
         records = [placed.record for placed in merged] if merged is not None else self._gathered
-        pieces = [piece for record in records for piece in fit(record)]
+        pieces = [piece for record in records for piece in _pieces(record)]
         taken: list[bytes] = []
         size = used = 0
         for piece in pieces:
@@ -234,3 +234,8 @@ class Writer:
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
         self._drained = None
+
+
+def _pieces(record: Record) -> Iterable[Record]:
+    """Text in pieces; an event stays whole."""
+    return fit(record, PIECE) if record.channel in TEXT and len(record.payload) > PIECE else (record,)
