@@ -38,9 +38,9 @@ class Ledger:
         return len(self._pending)
 
     @property
-    def has_marks(self) -> bool:
-        """Whether the socket still owes an acknowledgement."""
-        return bool(self._marks)
+    def frames(self) -> int:
+        """Events written whose end the socket has not acknowledged."""
+        return len(self._marks)
 
     def read(self, end: int, entry_id: bytes) -> None:
         """An entry that ends at offset `end` was read from the log."""

@@ -25,7 +25,7 @@ class Metrics:
         self.endings: Counter[str] = Counter()
         self.trims_repaired = 0
         self.gap_bytes = 0
-        self.states: Counter[str] = Counter(live=0, slow=0, stalled=0, detached=0)
+        self.states: dict[str, int] = {"live": 0, "slow": 0, "stalled": 0, "detached": 0}
         self.lag_bytes_max = 0.0
         self.lag_seconds_max = 0.0
         self.counted = counted = Counted(self.registry)

@@ -8,6 +8,7 @@ from contextlib import suppress
 import structlog
 
 from api import sse
+from api.condition import Health
 from api.ending import Ending
 from api.ledger import Credit
 from api.metrics import Metrics
@@ -211,12 +212,23 @@ class Node:
 
     def _sample(self) -> None:
         metrics, now = self.metrics, self.loop.time()
-        lags = [(consumer.lag, consumer.lag_seconds(now)) for consumer in self.consumers]
-        for size, seconds in lags:
-            metrics.lag_bytes.observe(size)
-            metrics.lag_seconds.observe(seconds)
-        metrics.lag_bytes_max = max((size for size, _ in lags), default=0)
-        metrics.lag_seconds_max = max((seconds for _, seconds in lags), default=0.0)
-        slow = sum(size > self.settings.credit_bytes for size, _ in lags)
-        metrics.states.update(live=0)
-        metrics.states["live"], metrics.states["slow"] = len(lags) - slow, slow
+        consumers = self.consumers
+        metrics.states.update(dict.fromkeys(metrics.states, 0))
+        sizes, ages = [0], [0.0]
+        for consumer in consumers:
+            if consumer.is_open:
+                self._judge(consumer, now)
+            metrics.states[consumer.condition.health] += 1
+            sizes.append(consumer.lag)
+            ages.append(consumer.lag_seconds(now))
+            metrics.lag_bytes.observe(sizes[-1])
+            metrics.lag_seconds.observe(ages[-1])
+        metrics.lag_bytes_max, metrics.lag_seconds_max = max(sizes), max(ages)
+
+    @staticmethod
+    def _judge(consumer: Consumer, now: float) -> None:
+        """Judge a client once a second, and tell the other nodes when that has changed."""
+        condition = consumer.condition
+        times = None if condition.health is Health.LIVE else consumer.outlet.socket.times()
+        if condition.observe(now, consumer.lag_seconds(now), consumer.ledger.confirmed, times):
+            consumer.journal.post_health(consumer.name, condition.health, condition.cause)

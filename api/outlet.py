@@ -6,6 +6,8 @@ from api.metrics import Metrics
 from api.protocol import ClientSocket
 from relay.events import HEADER_MAX, MAX_PAYLOAD, TERMINAL, Placed, merge
 
+# Unconfirmed frames of a reader of the journal. Live readers are bounded by entries.
+BEHIND_FRAMES = 8
 _LARGEST_RECORD = MAX_PAYLOAD + HEADER_MAX
 
 
@@ -26,9 +28,18 @@ class Outlet:
 
     @property
     def room(self) -> int:
-        """How many bytes may be read for it. With nothing out, one record may exceed a small credit."""
+        """How many bytes may be read from the log."""
+        return self.credit.size - self.ledger.unconfirmed
+
+    @property
+    def room_behind(self) -> int:
+        """How many from the journal. With nothing out, one record may exceed a small credit."""
         out = self.ledger.unconfirmed
-        return self.credit.size - out if out else max(self.credit.size, _LARGEST_RECORD)
+        if not out:
+            return max(self.credit.size, _LARGEST_RECORD)
+        # Few frames on their way: what gathers meanwhile leaves as one, so a slow reader gets large frames,
+        # and what frames cost over their text does not fill buffers that credit does not count.
+        return self.credit.size - out if self.ledger.frames < BEHIND_FRAMES else 0
 
     def write(self, placed: list[Placed]) -> bool:
         """Write the records that the credit holds; False when some did not fit and must be read again.
@@ -62,6 +73,6 @@ class Outlet:
 
     def acknowledged(self) -> int:
         """The offset that the client's kernel has, as of now."""
-        if not self.ledger.has_marks:
+        if not self.ledger.frames:
             return self.ledger.confirmed
         return self.ledger.acknowledged(self.socket.written - self.socket.outstanding())

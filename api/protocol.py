@@ -12,6 +12,7 @@ Where the ioctl is missing (macOS), the view falls back to the transport's write
 import asyncio
 import fcntl
 import socket
+import struct
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,6 +20,7 @@ from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from api.condition import TcpTimes
 from relay.errors import SettingsInvalid
 from relay.settings import Settings
 
@@ -27,6 +29,8 @@ WRITE_BUFFER_HIGH = 4096
 _SIOCOUTQ = 0x5411  # TIOCOUTQ: unsent and unacknowledged bytes of a socket
 _HAS_OUTQ = sys.platform == "linux"
 _ZERO = b"\0\0\0\0"
+# Of struct tcp_info: tcpi_busy_time and tcpi_rwnd_limited, two unsigned 64-bit counts of microseconds.
+_INFO_AT, _INFO_SIZE, _INFO_TIMES = 168, 184, struct.Struct("=2Q")
 
 
 class ClientSocket:
@@ -36,13 +40,13 @@ class ClientSocket:
     `outstanding` are not known to be acknowledged; both count chunk framing.
     """
 
-    __slots__ = ("_fd", "_fresh", "_loop", "_transport", "on_lost", "written")
+    __slots__ = ("_fd", "_fresh", "_loop", "_sock", "_transport", "on_lost", "written")
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
         self._loop = asyncio.get_running_loop()
-        sock = transport.get_extra_info("socket")
-        self._fd: int = sock.fileno() if sock is not None else -1
+        self._sock: socket.socket | None = transport.get_extra_info("socket")
+        self._fd: int = self._sock.fileno() if self._sock is not None else -1
         self._fresh = 0  # bytes that the transport has not counted yet: it writes at the end of the turn
         self.written = 0
         self.on_lost: Callable[[], None] | None = None
@@ -67,6 +71,16 @@ class ClientSocket:
         except OSError:
             return buffered
         return buffered + int.from_bytes(queued, sys.byteorder)
+
+    def times(self) -> TcpTimes | None:
+        """For how long bytes have waited here, and how much of that for the client; None where unknown."""
+        if self._fd < 0 or not _HAS_OUTQ or self._sock is None:
+            return None
+        try:
+            info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_SIZE)
+        except OSError:
+            return None
+        return TcpTimes(*_INFO_TIMES.unpack_from(info, _INFO_AT)) if len(info) >= _INFO_SIZE else None
 
     def close(self) -> None:
         """Drop the connection, with what has not been sent."""

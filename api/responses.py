@@ -9,11 +9,12 @@ from pydantic_core import PydanticSerializationError
 
 from api.admission import Admission
 from api.auth import token_digest
+from api.condition import Health
 from relay import keys, scripts
 from relay.errors import Conflict, InvalidValue, Unavailable
 from relay.events import Channel, encode, event
 from relay.jobs import Jobs
-from relay.journal import ConsumerState, Journal, Snapshot
+from relay.journal import HEALTH, ConsumerState, Journal, Snapshot
 from relay.lifecycle import FinishReason, Status
 from relay.models import Registry
 from relay.requests import StreamRequest
@@ -126,18 +127,24 @@ class Responses:
             },
         )
 
-    def describe(
-        self, response_id: str, snapshot: Snapshot, consumers: list[ConsumerState]
-    ) -> dict[str, Any]:
+    @staticmethod
+    async def consumers(journal: Journal, snapshot: Snapshot) -> list[dict[str, Any]]:
+        """The JSON of a response's consumers: position, lag in bytes and entries, state."""
+        found = await journal.consumers()
+        entries = [await journal.entries_after(consumer.position) for consumer in found]
+        return [_consumer(*pair, snapshot) for pair in zip(found, entries, strict=True)]
+
+    @staticmethod
+    def describe(response_id: str, snapshot: Snapshot, consumers: list[dict[str, Any]]) -> dict[str, Any]:
         """The JSON of a response."""
-        meta, head = snapshot.meta, snapshot.head
+        meta = snapshot.meta
         return {
             "id": response_id,
             "status": snapshot.status,
             "model": meta["model"],
             "created_at": float(meta["created_at"]),
             "ended_at": float(meta["ended_at"]) if "ended_at" in meta else None,
-            "position": head,
+            "position": snapshot.head,
             "epoch": snapshot.epoch,
             "text_bytes": int(meta["text_bytes"]) if "text_bytes" in meta else None,
             "level": int(meta["level"]),
@@ -146,22 +153,7 @@ class Responses:
             "usage": orjson.loads(meta.get("usage") or "null"),
             "error": orjson.loads(meta.get("error") or "null"),
             "metadata": orjson.loads(meta.get("metadata") or "{}"),
-            "consumers": [self._consumer(consumer, head) for consumer in consumers],
-        }
-
-    def _consumer(self, consumer: ConsumerState, head: int) -> dict[str, Any]:
-        lag = max(0, head - consumer.position)
-        if consumer.idle_ms is None or consumer.idle_ms > LIVE_MS:
-            state = "detached"
-        else:
-            state = "slow" if lag > self._settings.credit_bytes else "live"
-        return {
-            "id": consumer.id,
-            "position": consumer.position,
-            "lag_bytes": lag,
-            "lag_entries": consumer.lag_entries,
-            "idle_ms": consumer.idle_ms,
-            "state": state,
+            "consumers": consumers,
         }
 
     async def _reserve(
@@ -194,3 +186,18 @@ class Responses:
 def _created(ticket: dict[str, str], snapshot: Snapshot) -> Created:
     meta = snapshot.meta
     return Created(ticket["id"], ticket["token"], snapshot.status, meta["model"], float(meta["created_at"]))
+
+
+def _consumer(consumer: ConsumerState, lag_entries: int, snapshot: Snapshot) -> dict[str, Any]:
+    health, _, cause = snapshot.meta.get(HEALTH + consumer.id, Health.LIVE).partition(" ")
+    if consumer.idle_ms is None or consumer.idle_ms > LIVE_MS:
+        health, cause = Health.DETACHED, ""
+    return {
+        "id": consumer.id,
+        "position": consumer.position,
+        "lag_bytes": max(0, snapshot.head - consumer.position),
+        "lag_entries": lag_entries,
+        "idle_ms": consumer.idle_ms,
+        "state": health,
+        "cause": cause or None,
+    }

@@ -13,10 +13,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from api import sse
+from api.condition import Condition
 from api.ending import Ending
 from api.ledger import Credit
 from api.outlet import Outlet
 from api.protocol import ClientSocket
+from relay.backlog import Backlog
 from relay.errors import OutOfMemory, Unavailable
 from relay.events import decode
 from relay.journal import Entry, Journal, read_entries
@@ -58,7 +60,8 @@ class Consumer:
         self.live = False
         self.written_at = node.loop.time()
         self._confirmed_at = 0.0
-        self._behind_since = 0.0  # loop time since when confirmed < head with no progress between
+        self._backlog = Backlog()
+        self.condition = Condition(node.loop.time(), 0)
         self._entry_bytes = 64.0  # moving average, to ask for no more than the credit holds
         self._commands: dict[int, bytes] = {}
         self._reading = False
@@ -72,8 +75,8 @@ class Consumer:
         return max(0, self.head - self.ledger.confirmed)
 
     def lag_seconds(self, now: float) -> float:
-        """For how long the client has lacked the oldest byte that it lacks; `now` is loop time."""
-        return now - self._behind_since if self.head > self.ledger.confirmed else 0.0
+        """The age of the oldest byte that the client does not have; `now` is loop time."""
+        return self._backlog.age(now)
 
     @property
     def is_open(self) -> bool:
@@ -89,6 +92,8 @@ class Consumer:
         self.ledger = self.outlet.ledger
         self.head = max(self.head, attached.head)
         self.begun = True
+        if self.lag:
+            self._backlog.grew(self.head, self.node.loop.time())
         if attached.rewound:
             self.say(sse.private("rewind", {"position": f"{attached.offset}-{attached.epoch}"}))
         self._take(attached.data, attached.offset)
@@ -97,9 +102,8 @@ class Consumer:
     def ring(self, head: int) -> None:
         """The bell: the journal ends at `head` now."""
         if head > self.head:
-            if self.head <= self.ledger.confirmed:
-                self._behind_since = self.node.loop.time()
             self.head = head
+            self._backlog.grew(head, self.node.loop.time())
             self.step()
 
     def acknowledge(self, offset: int) -> None:
@@ -148,7 +152,7 @@ class Consumer:
         elif not self._reading:
             if self.head > ledger.sent:
                 self._read()
-            elif ledger.has_marks and not self.live:
+            elif ledger.frames and not self.live:
                 self._check_later()
 
     # --- reading
@@ -184,7 +188,7 @@ class Consumer:
         self._reading = self._ask(lambda: self.journal.wire.send_packed(command), self._on_log)
 
     def _read_journal(self) -> None:
-        room = self.outlet.room
+        room = self.outlet.room_behind
         if room <= 0:
             self._check_later()
             return
@@ -271,7 +275,7 @@ class Consumer:
                 self._confirm_to(offset)
 
     def _confirm_to(self, offset: int) -> None:
-        self._behind_since = self.node.loop.time()
+        self._backlog.confirmed(offset)
         self._check_s = _CHECK_FIRST_S
         ids = self.ledger.confirm(offset)
         if ids:

@@ -17,6 +17,7 @@ from relay.link import Argument, Reply, pack
 from relay.position import Position
 from relay.wire import Wire
 
+HEALTH = "health:"  # prefix of a consumer's field in the meta
 SLICE_BYTES = 65_536  # of one GETRANGE: bounds the reply that a text or a walk holds in memory
 MAX_GROUPS = 128  # consumers of one response; more are refused with 429
 _LAST_SEQUENCE = "18446744073709551615"
@@ -46,11 +47,6 @@ class ConsumerState(NamedTuple):
     pending: int
     idle_ms: int | None
     unread: int | None
-
-    @property
-    def lag_entries(self) -> int:
-        """Entries that are unread or unconfirmed, as Redis counts them."""
-        return self.pending + (self.unread or 0)
 
 
 class Snapshot(NamedTuple):
@@ -188,11 +184,16 @@ class Journal:
             "STREAMS", self.keys.log, _NO_HISTORY,
         )  # fmt: skip
 
+    def post_health(self, consumer: str, health: str, cause: str) -> None:
+        """Note how a consumer's client does, for every node's status; dropped with its detach."""
+        scripts.post_health(self.wire, self.keys, HEALTH + consumer, f"{health} {cause}".rstrip())
+
     def post_detach(self, consumer: str, connection: str, offset: int, *, keep: bool) -> None:
         """Leave the consumer at `offset`; `keep=False` forgets it."""
         scripts.post_detach(
             self.wire, self.keys, consumer=consumer, connection=connection, offset=offset, keep=keep
         )
+        self.wire.post("HDEL", self.keys.meta, HEALTH + consumer)
 
     # --- who reads, and how far they are
 
@@ -211,6 +212,10 @@ class Journal:
         return [
             await self._state(group, replies, start_of) for group, replies in zip(groups, asked, strict=True)
         ]
+
+    async def entries_after(self, offset: int) -> int:
+        """How many entries of the log end after `offset`."""
+        return await scripts.count_entries(self.wire, self.keys, offset)
 
     def _ask(self, group: dict[bytes, Any]) -> tuple[Reply, Reply | None]:
         name = group[b"name"]

@@ -47,7 +47,9 @@ RELEASE = Script("release_lease")
 CANCEL = Script("cancel_response")
 ATTACH = Script("attach_consumer")
 DETACH = Script("detach_consumer")
-ALL = (OPEN, CLAIM, APPEND, CLOSE, RENEW, RELEASE, CANCEL, ATTACH, DETACH)
+NOTE_HEALTH = Script("note_health")
+COUNT = Script("count_entries")
+ALL = (OPEN, CLAIM, APPEND, CLOSE, RENEW, RELEASE, CANCEL, ATTACH, DETACH, NOTE_HEALTH, COUNT)
 
 
 async def load(wire: Wire) -> None:
@@ -250,6 +252,16 @@ def post_detach(wire: Wire, keys: Keys, *, consumer: str, connection: str, offse
     wire.post(
         "EVALSHA", DETACH.sha, 1, keys.log, consumer, connection, offset, "1" if keep else "0"
     )  # fmt: skip
+
+
+async def count_entries(wire: Wire, keys: Keys, offset: int) -> int:
+    """How many entries of the log end after `offset`."""
+    return int(await COUNT.run(wire, (keys.log,), (offset,)))
+
+
+def post_health(wire: Wire, keys: Keys, field: str, value: str) -> None:
+    """Note a consumer's health without waiting; a lost note is replaced by the next change."""
+    wire.post("EVALSHA", NOTE_HEALTH.sha, 1, keys.meta, field, value)
 
 
 def _refusal(reply: list[Any]) -> Exception:

@@ -82,7 +82,9 @@ async def status(request: Request, response_id: str) -> dict[str, Any]:
     """How a response is: position, level, and each consumer's lag."""
     state = state_of(request)
     journal, snapshot = await _find(request, response_id)
-    described = state.responses.describe(response_id, snapshot, await journal.consumers())
+    described = state.responses.describe(
+        response_id, snapshot, await state.responses.consumers(journal, snapshot)
+    )
     if described["text_bytes"] is None:  # known for certain only at the end: counted until then
         described["text_bytes"] = sum([len(piece) async for piece in journal.text(snapshot.head)])
     return described

@@ -1,0 +1,10 @@
+-- Note how a consumer's client does, where every node's status finds it.
+-- KEYS 1 meta
+-- ARGV 1 field  2 value
+-- Returns 1, or 0 when the response is gone.
+-- Atomic, because a write to a meta that has just expired would make a key without a TTL.
+if redis.call('EXISTS', KEYS[1]) == 0 then
+  return 0
+end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+return 1
