@@ -170,7 +170,10 @@ class Load:
             "text_bytes": tally.text_bytes,
             "received_bytes": tally.received_bytes,
             "latency_ms": tally.latency.summary_ms(),
+            "created_ms": tally.created.summary_ms(),
+            "queued_ms": tally.queued.summary_ms(),
             "first_token_ms": tally.first_token.summary_ms(),
+            "peak_streaming": tally.peak_streaming,
             "early_tokens": tally.early,
             "digests": {
                 "checked": tally.digests_ok + tally.digests_bad,

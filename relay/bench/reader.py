@@ -43,10 +43,14 @@ class Tally:
     """What all readers of a run add up to."""
 
     latency: Histogram = field(default_factory=Histogram)
-    first_token: Histogram = field(default_factory=Histogram)
+    created: Histogram = field(default_factory=Histogram)  # from the POST to its answer
+    queued: Histogram = field(default_factory=Histogram)  # from that answer to the source's start
+    first_token: Histogram = field(default_factory=Histogram)  # from the POST to the first token
     outcomes: Counter[str] = field(default_factory=Counter)
     notices: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
+    streaming: int = 0  # responses between their first token and their end
+    peak_streaming: int = 0
     tokens: int = 0
     frames: int = 0
     reads: int = 0
@@ -70,8 +74,8 @@ class Reader:
     """
 
     __slots__ = (
-        "_body", "_frames", "_get", "_head", "_script", "_tally", "_text", "_token", "asked_at", "outcome",
-        "receive", "started_at",
+        "_asked_at", "_created_at", "_frames", "_get", "_head", "_script", "_started_at", "_tally", "_text",
+        "_token", "outcome", "receive",
     )  # fmt: skip
 
     def __init__(self, script: Script, tally: Tally, get: Callable[[str], bytes], asked_at: float) -> None:
@@ -79,16 +83,15 @@ class Reader:
         self._tally = tally
         self._get = get  # the request for the events of a response, by its id
         self._head = b""
-        self._body = 0
         self._frames = Frames()
         self._text = bytearray()
         self._token = 0
-        self.asked_at = asked_at
-        self.started_at = 0.0
+        self._asked_at = asked_at
+        self._created_at = self._started_at = 0.0
         self.outcome: str | None = None
         self.receive: Callable[[bytes, float], bytes] = self._created
 
-    def _created(self, data: bytes, _now: float) -> bytes:
+    def _created(self, data: bytes, now: float) -> bytes:
         """Waiting for the answer to the POST."""
         self._head += data
         split = split_head(self._head)
@@ -102,6 +105,8 @@ class Reader:
             self._end("refused", f"POST answered {head.status}: {body[:200]!r}")
             return b""
         self._head = b""
+        self._created_at = now
+        self._tally.created.record(int((now - self._asked_at) * 1e6))
         self.receive = self._opened
         return self._get(orjson.loads(body)["id"])
 
@@ -137,9 +142,9 @@ class Reader:
         size, token, ends = len(self._text), self._token, self._script.ends
         if ends[token] <= size:
             if not token:
-                tally.first_token.record(int((now - self.asked_at) * 1e6))
+                self._begin(now)
             due_s, record = self._script.due_s, tally.latency.record
-            since_us, first = (now - self.started_at) * 1e6, token
+            since_us, first = (now - self._started_at) * 1e6, token
             while ends[token] <= size:
                 us = int(since_us - due_s[token] * 1e6)
                 if us < 0:
@@ -152,11 +157,19 @@ class Reader:
             self.closed()
         return b""
 
+    def _begin(self, now: float) -> None:
+        """The first token is here."""
+        tally = self._tally
+        tally.first_token.record(int((now - self._asked_at) * 1e6))
+        tally.queued.record(int((self._started_at - self._created_at) * 1e6))
+        tally.streaming += 1
+        tally.peak_streaming = max(tally.peak_streaming, tally.streaming)
+
     def _event(self, frame: bytes) -> None:
         """Everything that is not a delta; a handful for each response."""
         name, _, data = fields(frame)
         if name == b"start":
-            self.started_at = float(orjson.loads(data)["started_at"])
+            self._started_at = float(orjson.loads(data)["started_at"])
         elif name == b"notice":
             self._tally.notices[str(orjson.loads(data).get("kind"))] += 1
         elif name == b"done":
@@ -184,5 +197,6 @@ class Reader:
         if self.outcome is None:
             self.outcome = outcome
             self._tally.outcomes[outcome] += 1
+            self._tally.streaming -= self._token > 0
             if problem is not None:
                 self._tally.problem(problem)

@@ -40,7 +40,10 @@ def latency(result: dict[str, Any]) -> Table:
     table.add_row("frames", f"{result['frames']:,}  {result['tokens_per_frame']:g} tokens per frame")
     table.add_row("digests", f"{digests['ok']} of {result['responses']} right, {digests['bad']} wrong")
     table.add_row("latency, ms", _times(result["latency_ms"]))
+    table.add_row("created in, ms", _times(result["created_ms"]))
+    table.add_row("queued for, ms", _times(result["queued_ms"]))
     table.add_row("first token, ms", _times(result["first_token_ms"]))
+    table.add_row("most at once", str(result["peak_streaming"]))
     table.add_row("CPU per token, us", _roles(cpu["us_per_token"]))
     table.add_row(
         "CPU, s", f"{_roles(cpu['seconds'])}  ({cpu['cores_busy']} cores; others {cpu['others_s']})"
@@ -56,23 +59,21 @@ def latency(result: dict[str, Any]) -> Table:
 
 def capacity_table(result: dict[str, Any]) -> Table:
     """One line a step."""
-    table = Table(title=f"the most responses at once with p99 within {result['limit_ms']:g} ms")
-    columns = (
+    table = Table(title=f"{result['highest']} responses at once with p99 within {result['limit_ms']:g} ms")
+    for column in (
         "responses",
         "delivered",
         "p50 ms",
-        "p99 ms",
-        "max ms",
+        "p99",
+        "max",
         "us/token",
-        "tokens/frame",
+        "tok/frame",
         "cores",
-        "",
-    )
-    for column in columns:
-        table.add_column(column, justify="right" if column else "left")
+        "holds",
+    ):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in result["steps"]:
-        verdict = "holds" if row["holds"] else "; ".join(row["why"])
-        table.add_row(str(row["responses"]), *_step(row), verdict)
+        table.add_row(str(row["responses"]), *_step(row), "yes" if row["holds"] else "no")
     return table
 
 

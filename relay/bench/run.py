@@ -119,8 +119,8 @@ def capacity(
 ) -> dict[str, Any]:
     """Run with more and more responses until one step does not hold; the highest that does.
 
-    A step holds when nothing is wrong with it (`faults`) and its p99 is within `limit_ms`. A system that
-    does not survive a step has not held it.
+    A step holds when nothing is wrong with it (`faults`), its p99 is within `limit_ms`, and so many really
+    ran at once: a system that is slow to start them never carries them. One that dies has not held it.
     """
     rows: list[dict[str, Any]] = []
     highest = 0
@@ -129,9 +129,11 @@ def capacity(
         try:
             row |= run(responses)
             row["why"] = faults(row)
-            p99 = row["latency_ms"]["p99"]
+            p99, peak = row["latency_ms"]["p99"], row["peak_streaming"]
             if p99 > limit_ms:
                 row["why"].append(f"p99 {p99:.0f} ms is over {limit_ms:.0f} ms")
+            if peak < LEAST_DELIVERED * responses:
+                row["why"].append(f"only {peak} ran at once")
         except RelayError as error:
             row["why"] = [error.message]
         row["holds"] = not row["why"]

@@ -23,7 +23,13 @@ from relay.bench.system import Shape
 from relay.bench.wire import compare
 from relay.embedded import EmbeddedServer
 
-app = typer.Typer(help="Measure this system on this machine.", no_args_is_help=True)
+app = typer.Typer(
+    help="Measure this system on this machine.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 _STEPS = "100,200,300,500,700,1000,1500,2000,3000,5000"
 _RESPONSES_MAX = 20_000  # two sockets each on one machine: ephemeral ports end at about 28,000

@@ -124,6 +124,8 @@ async def test_every_token_is_delivered_timed_and_checked():
     assert result["digests"] == {"checked": 5, "ok": 5, "bad": 0}
     assert result["text_bytes"] == 5 * len(simulation.text(1, 0, 30).encode())
     assert result["problems"] == []
+    assert result["peak_streaming"] == 5
+    assert result["created_ms"]["max"] < result["first_token_ms"]["max"]
 
 
 async def test_latency_is_counted_from_the_schedule_of_the_source():

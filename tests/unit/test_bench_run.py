@@ -22,7 +22,10 @@ def result(p99: float = 50.0, **changes: Any) -> dict[str, Any]:
         "frames": 400,
         "tokens_per_frame": 1.25,
         "latency_ms": times,
+        "created_ms": times,
+        "queued_ms": times,
         "first_token_ms": times,
+        "peak_streaming": 10,
         "digests": {"checked": 10, "ok": 10, "bad": 0},
         "notices": {},
         "problems": [],
@@ -68,7 +71,10 @@ def test_capacity_is_the_highest_step_before_the_first_that_fails():
     shown: list[int] = []
     p99 = {100: 20.0, 200: 40.0, 500: 300.0, 1000: 10.0}
     found = run.capacity(
-        p99, 200.0, lambda n: result(p99[n], responses=n), lambda row: shown.append(row["responses"])
+        p99,
+        200.0,
+        lambda n: result(p99[n], responses=n, peak_streaming=n),
+        lambda row: shown.append(row["responses"]),
     )
     assert found["highest"] == 200
     assert shown == [100, 200, 500]
@@ -81,11 +87,18 @@ def test_a_system_that_dies_has_not_held_the_step():
     def step(responses: int) -> dict[str, Any]:
         if responses > 100:
             raise ServerUnfit("process 7 ended while it was measured")
-        return result()
+        return result(peak_streaming=responses)
 
     found = run.capacity([100, 200, 300], 200.0, step, lambda _: None)
     assert found["highest"] == 100
     assert found["steps"][-1]["why"] == ["process 7 ended while it was measured"]
+
+
+def test_responses_that_never_ran_at_once_are_not_capacity():
+    """A system that starts a thousand responses one after the other carries a few at a time."""
+    found = run.capacity([1000], 200.0, lambda _: result(peak_streaming=400), lambda _: None)
+    assert found["highest"] == 0
+    assert found["steps"][0]["why"] == ["only 400 ran at once"]
 
 
 def test_nothing_holds():
@@ -134,8 +147,8 @@ def test_every_table_can_be_drawn():
     failed = {"responses": 20, "holds": False, "why": ["died"]}
     steps = [result() | {"holds": True, "why": []}, failed]
     assert (
-        report.latency(result(notices={"pacing": 3}, problems=["x"], p99_ms_of_runs=[1, 2])).row_count == 10
+        report.latency(result(notices={"pacing": 3}, problems=["x"], p99_ms_of_runs=[1, 2])).row_count == 13
     )
-    assert report.capacity_table({"limit_ms": 200.0, "steps": steps}).row_count == 2
+    assert report.capacity_table({"limit_ms": 200.0, "highest": 10, "steps": steps}).row_count == 2
     assert report.step_line(failed) == "20 responses: does not hold: died"
     assert report.step_line(steps[0]) == "10 responses: p99 50.0 ms, 29.0 us per token, holds"
