@@ -220,7 +220,7 @@ class Node:
                 self._judge(consumer, now)
             metrics.states[consumer.condition.health] += 1
             sizes.append(consumer.lag)
-            ages.append(consumer.lag_seconds(now))
+            ages.append(consumer.backlog.age(now))
             metrics.lag_bytes.observe(sizes[-1])
             metrics.lag_seconds.observe(ages[-1])
         metrics.lag_bytes_max, metrics.lag_seconds_max = max(sizes), max(ages)
@@ -230,5 +230,5 @@ class Node:
         """Judge a client once a second, and tell the other nodes when that has changed."""
         condition = consumer.condition
         times = None if condition.health is Health.LIVE else consumer.outlet.socket.times()
-        if condition.observe(now, consumer.lag_seconds(now), consumer.ledger.confirmed, times):
+        if condition.observe(now, consumer.backlog.age(now), consumer.ledger.confirmed, times):
             consumer.journal.post_health(consumer.name, condition.health, condition.cause)

@@ -60,7 +60,7 @@ class Consumer:
         self.live = False
         self.written_at = node.loop.time()
         self._confirmed_at = 0.0
-        self._backlog = Backlog()
+        self.backlog = Backlog()
         self.condition = Condition(node.loop.time(), 0)
         self._entry_bytes = 64.0  # moving average, to ask for no more than the credit holds
         self._commands: dict[int, bytes] = {}
@@ -73,10 +73,6 @@ class Consumer:
     def lag(self) -> int:
         """Bytes that the client does not have yet."""
         return max(0, self.head - self.ledger.confirmed)
-
-    def lag_seconds(self, now: float) -> float:
-        """The age of the oldest byte that the client does not have; `now` is loop time."""
-        return self._backlog.age(now)
 
     @property
     def is_open(self) -> bool:
@@ -93,7 +89,7 @@ class Consumer:
         self.head = max(self.head, attached.head)
         self.begun = True
         if self.lag:
-            self._backlog.grew(self.head, self.node.loop.time())
+            self.backlog.grew(self.head, self.node.loop.time())
         if attached.rewound:
             self.say(sse.private("rewind", {"position": f"{attached.offset}-{attached.epoch}"}))
         self._take(attached.data, attached.offset)
@@ -103,7 +99,7 @@ class Consumer:
         """The bell: the journal ends at `head` now."""
         if head > self.head:
             self.head = head
-            self._backlog.grew(head, self.node.loop.time())
+            self.backlog.grew(head, self.node.loop.time())
             self.step()
 
     def acknowledge(self, offset: int) -> None:
@@ -213,26 +209,31 @@ class Consumer:
         if not self._answer(reply):
             return
         entries = read_entries(reply.result())
-        for entry in entries:
-            self._entry_bytes += (len(entry.data) - self._entry_bytes) / 8
-            self.ledger.read(entry.end, entry.id)
-            self._take_entry(entry)
         if entries:
+            self._take_entries(entries)
             self.node.metrics.delivered(self.node.topology.server_time() - entries[0].time_us / 1e6)
         self.step()
 
-    def _take_entry(self, entry: Entry) -> None:
-        start, sent = entry.end - len(entry.data), self.ledger.sent
-        self.head = max(self.head, entry.end)
-        self.outlet.epoch = max(self.outlet.epoch, entry.epoch)
-        if entry.end <= sent:
-            return  # on its way already; only its acknowledgement is owed
-        if start > sent:
-            # The cap trimmed entries that were not read yet: the journal has them.
-            self.node.metrics.trims_repaired += self.live
-            self.live = False
-        else:
-            self._take(entry.data[sent - start :] if sent > start else entry.data, sent)
+    def _take_entries(self, entries: list[Entry]) -> None:
+        """Write what follows on what was sent, all of it at once; the rest of a hole is the journal's."""
+        base = end = self.ledger.sent
+        parts = []
+        for entry in entries:
+            start = entry.end - len(entry.data)
+            self._entry_bytes += (len(entry.data) - self._entry_bytes) / 8
+            self.ledger.read(entry.end, entry.id)
+            if start <= end < entry.end:
+                parts.append(entry.data[end - start :] if start < end else entry.data)
+                end = entry.end
+            elif start > end:
+                # The cap trimmed entries that were not read yet.
+                self.node.metrics.trims_repaired += self.live
+                self.live = False
+            # Else it is on its way already: only its acknowledgement is owed.
+        self.head = max(self.head, entries[-1].end)
+        self.outlet.epoch = max(self.outlet.epoch, entries[-1].epoch)
+        if parts:
+            self._take(b"".join(parts), base)
 
     def _on_journal(self, reply: Reply, epoch: Reply) -> None:
         self._reading = False
@@ -275,7 +276,7 @@ class Consumer:
                 self._confirm_to(offset)
 
     def _confirm_to(self, offset: int) -> None:
-        self._backlog.confirmed(offset)
+        self.backlog.confirmed(offset)
         self._check_s = _CHECK_FIRST_S
         ids = self.ledger.confirm(offset)
         if ids:
