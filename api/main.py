@@ -16,6 +16,7 @@ from api.protocol import RelayProtocol, listen
 from api.responses import Responses
 from api.server import UVICORN_GRACE_S, DrainingServer
 from api.state import State
+from api.watch import Watch
 from relay import logs, models, process
 from relay.errors import RelayError
 from relay.jobs import Jobs
@@ -56,9 +57,10 @@ async def _serve(settings: Settings, host: str, port: int) -> None:
         process.settle()
         server = DrainingServer(config, state, lambda: print(f"ready {url}", flush=True))
         async with asyncio.TaskGroup() as tasks:
-            sweep = tasks.create_task(state.node.sweep())
+            loops = [tasks.create_task(state.node.sweep()), tasks.create_task(state.watch.run())]
             await server.serve(sockets=[listener])
-            sweep.cancel()
+            for loop in loops:
+                loop.cancel()
 
 
 async def _state(settings: Settings, topology: Topology) -> State:
@@ -80,5 +82,6 @@ async def _state(settings: Settings, topology: Topology) -> State:
         admission=admission,
         responses=Responses(settings, topology, jobs, registry, admission),
         node=Node(settings, topology, metrics),
+        watch=Watch(settings, topology, jobs, metrics),
         metrics=metrics,
     )

@@ -1,13 +1,16 @@
 """What an API node measures. The names are those of the contract."""
 
 from collections import Counter
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, generate_latest
 
 from api import sse
 from relay.events import Placed
-from relay.metrics import LATENCY_BUCKETS, Counted, by_label, one
+from relay.metrics import LATENCY_BUCKETS, Counted, Samples, by_label, one
+
+if TYPE_CHECKING:
+    from api.watch import Watch
 
 LAG_BYTES_BUCKETS = (0, 256, 1024, 4096, 8192, 16_384, 32_768, 65_536, 262_144, 1_048_576)
 LAG_SECONDS_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60)
@@ -66,9 +69,23 @@ class Metrics:
             "relay_consumer_lag_seconds_max", "The oldest lag now.", (), one(lambda: self.lag_seconds_max)
         )
 
-    def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
-        """A gauge of the deployment that this node can see."""
-        self.counted.gauge(name, text, (), one(value))
+    def watch(self, watch: "Watch") -> None:
+        """Show what the node watches of the deployment."""
+        for name, text, field in (
+            ("relay_jobs_waiting", "Jobs that no worker has taken.", "waiting"),
+            ("relay_jobs_pending", "Jobs that are taken and not finished.", "pending"),
+            ("relay_jobs_oldest_seconds", "Age of the oldest waiting job.", "oldest_s"),
+        ):
+            self.counted.gauge(name, text, ("priority",), _queues(watch, field))
+        self.counted.gauge(
+            "relay_redis_memory_bytes", "Memory that Redis uses.", (), one(lambda: watch.memory_bytes)
+        )
+        self.counted.gauge(
+            "relay_redis_memory_budget_bytes",
+            "What it may use; 0: no bound.",
+            (),
+            one(lambda: watch.budget_bytes),
+        )
 
     def delivered(self, seconds: float) -> None:
         """A batch was read and written; the age is that of its oldest entry."""
@@ -84,3 +101,7 @@ class Metrics:
     def exposition(self) -> bytes:
         """The text format that Prometheus scrapes."""
         return generate_latest(self.registry)
+
+
+def _queues(watch: "Watch", field: str) -> Samples:
+    return lambda: [((queue,), float(getattr(state, field))) for queue, state in watch.queues.items()]

@@ -10,6 +10,7 @@ from api.auth import Locks
 from api.metrics import Metrics
 from api.node import Node
 from api.responses import Responses
+from api.watch import Watch
 from relay.models import Registry
 from relay.settings import Settings
 from relay.topology import Topology
@@ -26,6 +27,7 @@ class State:
     admission: Admission
     responses: Responses
     node: Node
+    watch: Watch
     metrics: Metrics
 
 

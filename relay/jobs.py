@@ -27,6 +27,14 @@ class Job(NamedTuple):
     deliveries: int
 
 
+class QueueState(NamedTuple):
+    """One priority's queue: jobs that wait, jobs taken and not finished, the age of the oldest that waits."""
+
+    waiting: int
+    pending: int
+    oldest_s: float
+
+
 class Jobs:
     """The queue through one wire; `blocking` is a wire of its own, because a blocked read stops the line."""
 
@@ -51,6 +59,31 @@ class Jobs:
         """How many responses are queued or running."""
         lengths = [self._wire.send("XLEN", stream) for stream in STREAMS.values()]
         return sum([await length for length in lengths])
+
+    async def states(self) -> dict[str, QueueState]:
+        """Each queue as it is now. Ages are by the server's clock, which is in the entries' IDs."""
+        return {queue: await self._state(stream) for queue, stream in STREAMS.items()}
+
+    async def _state(self, stream: str) -> QueueState:
+        groups = self._wire.send("XINFO", "GROUPS", stream)
+        length = self._wire.send("XLEN", stream)
+        now = self._wire.send("TIME")
+        group = next(iter(await groups), None)
+        if group is None:
+            return QueueState(await length, 0, 0.0)
+        # Finished jobs are deleted, so what is not pending waits; the group's own lag is nil or wrong after
+        # deletions.
+        waiting = max(0, await length - group[b"pending"])
+        seconds, micros = await now
+        oldest = (
+            await self._wire.call("XRANGE", stream, b"(" + group[b"last-delivered-id"], "+", "COUNT", 1)
+            if waiting
+            else None
+        )
+        if not oldest:
+            return QueueState(waiting, group[b"pending"], 0.0)
+        born_s = int(oldest[0][0].partition(b"-")[0]) / 1000
+        return QueueState(waiting, group[b"pending"], max(0.0, int(seconds) + int(micros) / 1e6 - born_s))
 
     async def claim(self, blocking: Wire, worker: str, count: int, block_ms: int) -> list[Job]:
         """At most `count` new jobs, interactive ones first; waits up to `block_ms` for one.
