@@ -167,6 +167,7 @@ class Consumer:
         if self.live and self.outlet.room >= self._entry_bytes:
             self._read_log()
         else:
+            self.live = False  # what comes by the journal moves the group itself
             self._read_journal()
 
     def _read_log(self) -> None:
