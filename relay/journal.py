@@ -26,13 +26,19 @@ _NO_HISTORY = "18446744073709551615-18446744073709551614"
 
 
 class Entry(NamedTuple):
-    """One entry of the log: its ID, where it ends, its epoch, its bytes, its time (us, the server's)."""
+    """One entry of the log: its ID, where it ends, its epoch, its bytes, its time."""
 
     id: bytes
     end: int
     epoch: int
     data: bytes
-    time_us: int
+    stamp: bytes  # seconds, a point, microseconds, as TIME gives them
+
+    @property
+    def time_us(self) -> int:
+        """When it was appended, by the server's clock, in microseconds of Unix time."""
+        seconds, _, micros = self.stamp.partition(b".")
+        return int(seconds) * 1_000_000 + int(micros)
 
 
 class ConsumerState(NamedTuple):
@@ -239,7 +245,7 @@ class Journal:
             summary = None
         if summary and summary[0]:
             pending = summary[0]
-            position = await self._start(summary[1], start_of)
+            position = min(position, await self._start(summary[1], start_of))
         return ConsumerState(group[b"name"].decode(), position, pending, idle, group.get(b"lag"))
 
     async def _start(self, entry_id: bytes, start_of: Callable[[int], int | None]) -> int:
@@ -261,7 +267,7 @@ def read_entries(reply: Any) -> list[Entry]:
     for entry_id, fields in rows:
         if fields:
             end, _, epoch = entry_id.partition(b"-")
-            entries.append(Entry(entry_id, int(end), int(epoch), fields[1], int(fields[3])))
+            entries.append(Entry(entry_id, int(end), int(epoch), fields[1], fields[3]))
     return entries
 
 

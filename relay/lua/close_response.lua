@@ -21,8 +21,8 @@ if base ~= head then
 end
 local now = redis.call('TIME')
 head = head + #ARGV[3]
-redis.call('XADD', KEYS[3], string.format('%.0f-%s', head, ARGV[1]),
-  'd', ARGV[3], 't', now[1] .. string.format('%06d', now[2]))
+redis.call('XADD', KEYS[3], head .. '-' .. ARGV[1],
+  'd', ARGV[3], 't', now[1] .. '.' .. now[2])
 redis.call('APPEND', KEYS[2], ARGV[3])
 redis.call('HSET', KEYS[1], 'ended_at', now[1] .. '.' .. string.format('%06d', now[2]), unpack(ARGV, 5))
 redis.call('HDEL', KEYS[1], 'request')
