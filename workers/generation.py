@@ -1,6 +1,6 @@
 """One job from claim to its end: what is written for every way a generation can go."""
 
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +9,8 @@ import structlog
 from pydantic import ValidationError
 
 from relay import scripts
-from relay.errors import Fenced, NotFound, RelayError, SourceFailed, StreamLost
-from relay.events import Channel, Record, event
+from relay.errors import Fenced, Gap, NotFound, Refused, RelayError, SourceFailed, StreamLost
+from relay.events import Channel, Record, encode, event
 from relay.jobs import Job, Jobs
 from relay.journal import Journal
 from relay.lifecycle import FinishReason, Status
@@ -54,9 +54,21 @@ class GenerationJob:
         self.journal: Journal = workshop.topology.journal(job.response_id)
         self.pump: Pump | None = None
         self.epoch = 0
+        self._stopped_early: str | None = None
+
+    def stop(self, reason: str) -> None:
+        """End it, as `Pump.stop` does; also while it is being claimed."""
+        if self.pump is not None:
+            self.pump.stop(reason)
+        else:
+            self._stopped_early = self._stopped_early or reason
 
     async def run(self) -> None:
-        """Claim, generate, close, finish the job. Raises Unavailable when Redis stays away."""
+        """Claim, generate, close, finish the job.
+
+        Raises Unavailable when Redis stays away and OutOfMemory when it cannot take the claim: the job
+        stays pending, and is found without a lease.
+        """
         shop = self._shop
         claimed = await scripts.claim_response(
             self.journal.wire,
@@ -79,16 +91,17 @@ class GenerationJob:
             metrics=shop.metrics,
             server_time=shop.topology.server_time,
         )
-        if claimed.cancelled:
-            pump.stop("cancelled")
+        if reason := "cancelled" if claimed.cancelled else self._stopped_early:
+            pump.stop(reason)
         shop.metrics.running += 1
         try:
             await self._generate(pump, claimed, request)
         except Fenced:
             shop.metrics.fenced += 1
             log.warning("fenced", response=self.journal.id, epoch=self.epoch)
-        except StreamLost:
-            log.warning("stream_lost", response=self.journal.id)
+        except StreamLost as lost:
+            log.warning("stream_lost", response=self.journal.id, error=lost.message)
+            await self._tell_lost(lost)
             await shop.jobs.finish(self._job)
         else:
             if pump.stopped != "handover":
@@ -121,9 +134,12 @@ class GenerationJob:
             return  # the next renewal comes well before the lease ends
 
     async def _generate(self, pump: Pump, claimed: scripts.Claimed, request: StreamRequest | None) -> None:
+        finish = None
         try:
-            async with await self._open(pump, claimed, request) as generation:
-                finish = await pump.run(generation)
+            request = self._checked(claimed, request)
+            prefix = await self._prefix(pump, claimed)
+            if pump.stopped is None:
+                finish = await pump.run(self._open(pump, claimed, request, prefix))
         except SourceFailed as failure:
             await self._fail(pump, failure)
             return
@@ -135,16 +151,20 @@ class GenerationJob:
         else:
             await self._complete(pump, Status.COMPLETED, finish)
 
-    async def _open(
-        self, pump: Pump, claimed: scripts.Claimed, request: StreamRequest | None
-    ) -> AbstractAsyncContextManager[Generation]:
-        """Begin, or go on where an earlier worker was lost. Raises SourceFailed or NotFound."""
-        if self._job.deliveries > MAX_DELIVERIES:
+    def _checked(self, claimed: scripts.Claimed, request: StreamRequest | None) -> StreamRequest:
+        """The request of a job that can be done. Raises SourceFailed for one that nobody should try."""
+        # A delivery alone ended nobody: the lease was held, or Redis could not take the claim.
+        if min(self._job.deliveries, claimed.epoch) > MAX_DELIVERIES:
             raise SourceFailed("poison", "this request ended several workers", retryable=False)
         if request is None:
             raise SourceFailed("malformed_job", "the stored request cannot be read", retryable=False)
+        return request
+
+    def _open(
+        self, pump: Pump, claimed: scripts.Claimed, request: StreamRequest, prefix: Prefix | None
+    ) -> AbstractAsyncContextManager[Generation]:
+        """Begin, or go on where an earlier worker was lost. Raises SourceFailed or NotFound."""
         started_at = self._shop.topology.server_time()
-        prefix = await self._prefix(pump, claimed)
         model = self._shop.registry.get(request.model)
         source = self._shop.sources[model.source]
         if prefix is None:
@@ -200,6 +220,28 @@ class GenerationJob:
             "retryable": failure.failure_retryable,
         }
         await self._close(pump, Status.FAILED, event(Channel.ERROR, data), "error", {"error": data})
+
+    async def _tell_lost(self, lost: StreamLost) -> None:
+        """Text is gone that cannot be sent again: end the response after what is there, if anything is."""
+        found = await self.journal.find()
+        if found is None:
+            return
+        self._shop.metrics.outcomes[Status.FAILED.value] += 1
+        data = {"code": lost.code, "message": lost.message[:500], "retryable": lost.retryable}
+        with suppress(Fenced, Gap, StreamLost, Refused):
+            await scripts.close_response(
+                self.journal.wire,
+                self.journal.keys,
+                epoch=self.epoch,
+                base=found.head,
+                data=encode(event(Channel.ERROR, data)),
+                retention_s=self._shop.settings.retention_s,
+                fields={
+                    "status": Status.FAILED,
+                    "finish_reason": "error",
+                    "error": orjson.dumps(data).decode(),
+                },
+            )
 
     async def _close(
         self, pump: Pump, status: Status, last: Record, finish_reason: str, data: dict[str, Any]

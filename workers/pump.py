@@ -1,13 +1,15 @@
 """One generation: a source read into a journal, no faster than its readers can follow.
 
-The lead is what has been produced less what the pacing consumer has confirmed. At the window the
-source is not read any more, and read again at half of it. The lead is looked up only when it could
-have reached the window: between two looks positions only grow, so the last one bounds it.
+The lead is what has been produced less what the pacing consumer has confirmed, or less what Redis has
+where nobody paces. At the window the source is not read any more, and read again at half of it. The lead
+is looked up only when it could have reached the window: between two looks positions only grow, so the
+last one bounds it.
 """
 
 import asyncio
 import hashlib
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,8 +87,13 @@ class Pump:
         self._digest = hashlib.sha256()
         self._text_bytes = 0
         self._confirmed = 0  # of the pacing consumer, as last seen
-        self._heard_at = self._loop.time()  # when a live consumer was last seen
         self._has_live = False
+        # Time in which readers could be seen: while Redis is away, nobody is slow or gone.
+        self._watched_s = 0.0
+        self._heard_s = 0.0  # the watched time at which a live consumer was last seen
+        self._looked_at = self._loop.time()
+        self._reconnects = journal.wire.reconnects  # at the last look
+        self._is_fresh = claimed.head == 0
         self._stop_scope: asyncio.Timeout | None = None
         self.stopped: str | RelayError | None = None
         self.paused = False
@@ -101,8 +108,8 @@ class Pump:
         """The first record of a response."""
         self.writer.feed([event(Channel.START, data)])
 
-    async def run(self, generation: Generation) -> Finish | None:
-        """Pump until the source finishes. None when `stop` was called: the reason is in `stopped`.
+    async def run(self, opening: AbstractAsyncContextManager[Generation]) -> Finish | None:
+        """Open the source and pump until it finishes. None when `stop` was called: see `stopped`.
 
         Raises SourceFailed.
         """
@@ -110,7 +117,9 @@ class Pump:
             async with asyncio.timeout(None) as self._stop_scope:
                 if self.stopped is not None:
                     return None
-                return await self._run(generation)
+                # Inside: an upstream that has not answered yet must not keep a cancel waiting.
+                async with opening as generation:
+                    return await self._run(generation)
         except TimeoutError:
             if self.stopped is None:
                 raise
@@ -140,13 +149,14 @@ class Pump:
                     fields={"status": status, "level": 0, "text_bytes": self._text_bytes, **fields},
                 )
             except Gap as gap:
-                self.writer.head = gap.head
+                self.writer.go_back(gap.head)
                 await self.writer.drain()
             except Unavailable:
                 await asyncio.sleep(0.25)
             else:
-                entries = await self._journal.wire.call("XLEN", self._journal.keys.log)
-                self._metrics.stream_entries.observe(entries)
+                with suppress(RelayError):
+                    entries = await self._journal.wire.call("XLEN", self._journal.keys.log)
+                    self._metrics.stream_entries.observe(entries)
                 return
         raise Unavailable("Redis could not be reached to close the response")
 
@@ -162,7 +172,7 @@ class Pump:
     # --- the pumping
 
     async def _run(self, generation: Generation) -> Finish:
-        first = True
+        first = self._is_fresh
         while True:
             if self._is_far_ahead() and (finish := await self._wait_for_room(generation)):
                 return finish
@@ -187,40 +197,50 @@ class Pump:
     async def _wait_for_room(self, generation: Generation) -> Finish | None:
         """Wait until the lead is under the window; under half of it once the source has been paused.
 
-        A bounded wait: past `pause_max_s` with a live consumer the answer ends here, well-formed.
+        Readers have `pause_max_s` to catch up: past it, with a live one, the answer ends here, well-formed.
+        While Redis takes nothing (away, at maxmemory) that is nobody's fault, and the wait ends by `stop`.
         """
         if await self._lead() < self._terms.window_bytes:
             return None
-        started, poll_s, before = self._loop.time(), _POLL_FIRST_S, self._confirmed
+        started = at = self._loop.time()
+        watched_s, before, poll_s = self._watched_s, self._confirmed, _POLL_FIRST_S
+        slow_s = refused_s = 0.0
         try:
             while await self._lead() > self._terms.window_bytes // 2:
+                now = self._loop.time()
+                if self.writer.is_refused:
+                    refused_s += now - at
+                else:
+                    slow_s += self._watched_s - watched_s
+                at, watched_s = now, self._watched_s
+                if now - started > NOTICE_AFTER_S and not self.paused:
+                    self._pause()
+                if slow_s > self._terms.pause_max_s and self._has_live and not self._terms.background:
+                    self._notice("shortened", 4, f"no reader kept up for {self._terms.pause_max_s:g} s")
+                    return Finish(FinishReason.LENGTH)
                 await asyncio.sleep(poll_s)
                 poll_s = _POLL_FIRST_S if self._confirmed > before else min(poll_s * 2, _POLL_LAST_S)
                 before = self._confirmed
-                waited = self._loop.time() - started
-                if waited > NOTICE_AFTER_S and not self.paused:
-                    self._pause(generation)
-                if waited > self._terms.pause_max_s and self._has_live:
-                    self._notice("shortened", 4, f"no reader kept up for {self._terms.pause_max_s:g} s")
-                    return Finish(FinishReason.LENGTH)
         finally:
             waited = self._loop.time() - started
-            self._metrics.throttled_s["window"] += waited
+            self._metrics.throttled_s["memory"] += refused_s
+            self._metrics.throttled_s["window"] += waited - refused_s
             generation.skip(waited)
             self._resume()
         return None
 
-    def _pause(self, generation: Generation) -> None:  # noqa: ARG002 the ladder will act on it
+    def _pause(self) -> None:
         self.paused = True
         self._metrics.paused += 1
-        self._notice("paused", 3, "the reader is a whole window behind")
+        reason = "Redis takes no text" if self.writer.is_refused else "the reader is a whole window behind"
+        self._notice("paused", 3, reason)
 
     def _resume(self) -> None:
         if self.paused:
             self.paused = False
             self._metrics.paused -= 1
             if self.stopped is None:
-                self._notice("resumed", 0, "the reader has caught up to half of the window")
+                self._notice("resumed", 0, "there is room for half of the window again")
 
     def _notice(self, kind: str, level: int, reason: str) -> None:
         self._metrics.steps[kind] += 1
@@ -229,7 +249,9 @@ class Pump:
     # --- who reads
 
     async def _lead(self) -> int:
-        """Look the positions up, and how far the text is ahead of the pacing consumer, in bytes."""
+        """How far the text is ahead, in bytes: of the pacing consumer, looked up, or else of Redis."""
+        if self._terms.background:
+            return self.writer.produced - self.writer.head
         await self.look()
         return self.writer.produced - self._confirmed
 
@@ -238,21 +260,25 @@ class Pump:
         try:
             consumers = await self._journal.consumers(self.writer.start_of)
         except RelayError:
+            self._looked_at = self._loop.time()
             return  # no news from Redis is no room
+        now, reconnects = self._loop.time(), self._journal.wire.reconnects
+        if reconnects == self._reconnects:
+            self._watched_s += now - self._looked_at
+        self._looked_at, self._reconnects = now, reconnects
         live = [c.position for c in consumers if c.idle_ms is not None and c.idle_ms < LIVE_MS]
         self._has_live = bool(live)
         if live:
-            self._heard_at = self._loop.time()
+            self._heard_s = self._watched_s
             self._confirmed = max(live)
         elif consumers:
             self._confirmed = max(self._confirmed, *(c.position for c in consumers))
-        if not self._terms.background and self._loop.time() - self._heard_at > self._terms.abandon_after_s:
+        if not self._terms.background and self._watched_s - self._heard_s > self._terms.abandon_after_s:
             self.stop("abandoned")
 
     def _is_far_ahead(self) -> bool:
-        return (
-            not self._terms.background and self.writer.produced - self._confirmed >= self._terms.window_bytes
-        )
+        behind = self.writer.head if self._terms.background else self._confirmed
+        return self.writer.produced - behind >= self._terms.window_bytes
 
     def _count(self, content: bytes) -> None:
         self._digest.update(content)

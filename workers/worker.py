@@ -13,7 +13,7 @@ from contextlib import suppress
 
 import structlog
 
-from relay.errors import RelayError, Unavailable
+from relay.errors import OutOfMemory, RelayError, Unavailable
 from relay.jobs import Job
 from relay.wire import Wire
 from workers.generation import GenerationJob, Workshop
@@ -33,9 +33,14 @@ class Worker:
         self._blocking = blocking
         self._concurrency = concurrency
         self._running: dict[str, GenerationJob] = {}
+        self._tasks: set[asyncio.Task[None]] = set()  # one for each of those
         self._freed = asyncio.Event()
+        self._is_back = asyncio.Event()  # Redis was away: leases may have run out
+        self._reclaims_from = 0.0  # loop time
         self.stop = asyncio.Event()
         workshop.metrics.slots = concurrency
+        for wire in workshop.topology.wires():
+            wire.on_reconnect(self._reconnected)
 
     async def run(self) -> None:
         """Work until `stop`, then finish what runs within the drain time and hand over the rest."""
@@ -79,7 +84,7 @@ class Worker:
             # Jitter, so that workers do not all look at once.
             await asyncio.sleep(min(1.0, lease_s / 4) * random.uniform(0.75, 1.25))
             free = self._concurrency - len(self._running)
-            if free <= 0:
+            if free <= 0 or asyncio.get_running_loop().time() < self._reclaims_from:
                 continue
             with suppress(RelayError):
                 jobs = await self._shop.jobs.orphans(self._shop.worker_id, 1000, min(free, CLAIM_BATCH))
@@ -92,7 +97,9 @@ class Worker:
         if job.response_id not in self._running:
             generation = GenerationJob(self._shop, job)
             self._running[job.response_id] = generation
-            tasks.create_task(self._generate(generation), name=f"generation {job.response_id}")
+            task = tasks.create_task(self._generate(generation), name=f"generation {job.response_id}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def _generate(self, generation: GenerationJob) -> None:
         """One response. Whatever goes wrong with it stays with it: the others go on."""
@@ -101,7 +108,7 @@ class Worker:
         wire.subscribe(control, lambda message: self._control(generation, message))
         try:
             await generation.run()
-        except Unavailable as error:
+        except (Unavailable, OutOfMemory) as error:
             log.warning("gave_up", response=response_id, error=error.message)
         except Exception:
             # A defect of ours: the job stays pending, another worker tries it, three times at most.
@@ -113,15 +120,23 @@ class Worker:
 
     @staticmethod
     def _control(generation: GenerationJob, message: bytes) -> None:
-        if message == b"cancel" and generation.pump is not None:
-            generation.pump.stop("cancelled")
+        if message == b"cancel":
+            generation.stop("cancelled")
 
     # --- leases
 
     async def _renew(self) -> None:
         while True:
-            await asyncio.sleep(self._shop.settings.lease_renew_s)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._shop.settings.lease_renew_s):
+                    await self._is_back.wait()
+            self._is_back.clear()
             await asyncio.gather(*(generation.renew() for generation in list(self._running.values())))
+
+    def _reconnected(self) -> None:
+        """Renew at once what may have run out, and give the others as much time before it is an orphan."""
+        self._is_back.set()
+        self._reclaims_from = asyncio.get_running_loop().time() + self._shop.settings.lease_renew_s
 
     # --- the end
 
@@ -134,5 +149,9 @@ class Worker:
                 async with asyncio.timeout_at(deadline):
                     await self._freed.wait()
         for generation in self._running.values():
-            if generation.pump is not None:
-                generation.pump.stop("handover")
+            generation.stop("handover")
+        if self._tasks:
+            # Redis is away, or at maxmemory: after a lease somebody else goes on with what it has.
+            _, late = await asyncio.wait(self._tasks, timeout=self._shop.settings.lease_s)
+            for task in late:
+                task.cancel()

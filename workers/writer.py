@@ -5,7 +5,8 @@ The first goes at once; after that there is a floor on the interval, unless a wh
 gathered. The last entries are kept until they are old enough: a server that failed over and lost
 writes answers GAP, and they are sent again, the same bytes at the same offsets.
 
-No task of its own: the replies drive it. Gathering is bounded by whoever feeds it (`unconfirmed`).
+No task of its own: the replies drive it. What gathers is bounded by whoever feeds it, who sees how far
+`produced` is ahead of `head`.
 """
 
 import asyncio
@@ -74,6 +75,7 @@ class Writer:
         self._timer: asyncio.TimerHandle | None = None
         self._retry_s = _RETRY_FIRST_S
         self._retrying = False  # the timer is a retry's: nothing is sent before it fires
+        self.is_refused = False  # Redis did not take the last append: it is away, or at maxmemory
         self._drained: asyncio.Future[None] | None = None
         self.ended: RelayError | None = None
 
@@ -113,6 +115,16 @@ class Writer:
         if index < len(self._kept) and self._kept[index][0] == end:
             return end - len(self._kept[index][1])
         return None
+
+    def go_back(self, head: int) -> None:
+        """Redis has less than it acknowledged: go on from there, if an entry that is kept starts there."""
+        first = self._kept[0][0] - len(self._kept[0][1]) if self._kept else self._end
+        if head != first and self.start_of(head) is None:
+            self._end_with(StreamLost(f"Redis lost bytes from {head} on; kept are those from {first} on"))
+            return
+        self._metrics.resent(self.head - head)
+        self.head = head
+        self._kick(now=True)
 
     # --- the clock
 
@@ -177,7 +189,7 @@ class Writer:
         try:
             appended = scripts.read_append(reply.result())
         except Gap as gap:
-            self._go_back(gap.head)
+            self.go_back(gap.head)
         except (ConnectionLost, Unavailable, OutOfMemory) as error:
             self._try_later(error)
         except Refused as error:
@@ -191,6 +203,7 @@ class Writer:
         else:
             self._metrics.appended(self._loop.time() - self._sent_at)
             self._retry_s = _RETRY_FIRST_S
+            self.is_refused = False
             self._advance(appended.head)
             if appended.cancelled:
                 self._on_stop("cancelled")
@@ -206,19 +219,10 @@ class Writer:
         if self._drained is not None and not self._gathered and head >= self._end:
             self._wake()
 
-    def _go_back(self, head: int) -> None:
-        """Redis has less than it acknowledged: go on from there, if that much is kept."""
-        first = self._kept[0][0] - len(self._kept[0][1]) if self._kept else self._end
-        if head < first:
-            self._end_with(StreamLost(f"Redis lost bytes from {head} on; kept are those from {first} on"))
-            return
-        self._metrics.resent(self.head - head)
-        self.head = head
-        self._kick(now=True)
-
     def _try_later(self, error: RelayError) -> None:
-        """Nothing is lost: the entry stays. Retries back off to a second; the lease bounds their number."""
+        """Nothing is lost: the entry stays. Retries back off to a second, until `stop` or until fenced."""
         self._metrics.append_failed(error)
+        self.is_refused = True
         if self._timer is not None:
             self._timer.cancel()
         self._retrying = True

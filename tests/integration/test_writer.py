@@ -525,6 +525,22 @@ async def test_text_that_is_no_longer_kept_cannot_be_sent_again(desk: Desk) -> N
     assert await desk.head() == 0
 
 
+async def test_a_journal_that_ends_inside_an_entry_ends_the_writer(desk: Desk, redis: Redis) -> None:
+    """No failover leaves that, so nothing can be sent again; and nobody tries for ever."""
+    writer = desk.writer()
+    with writes_paused(redis):
+        writer.feed([content("a")])
+        writer.feed([content("b"), event(Channel.NOTICE, {"kind": "live"}), content("c")])
+    await drained(writer)
+    first, second = await desk.entries()
+    journal = await desk.journal.send_range(0, second.end)
+    await desk.journal.wire.call("SET", desk.journal.keys.journal, journal[: first.end + 2], "EX", 60)
+    writer.feed([content("d")])
+    with pytest.raises(StreamLost):
+        await drained(writer)
+    assert isinstance(await desk.ended(), StreamLost)
+
+
 async def test_a_flush_ends_the_writer(desk: Desk, redis: Redis) -> None:
     """The response's keys are gone: there is nothing to append to."""
     writer = desk.writer()
