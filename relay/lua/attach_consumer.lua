@@ -33,12 +33,15 @@ if offset < 0 then
   offset = 0
   if known then
     -- What was read and not confirmed is read again: back to where the oldest pending entry starts. When
-    -- that was trimmed its start is unknown, and its end less the largest entry would cut a record: 0.
+    -- that was trimmed its start is unknown, and its end less the largest entry would cut a record: 0. And
+    -- when it is the first of the log, unread ones before it may have been trimmed: 0 again.
     offset = tonumber(string.match(known[8], '^%d+'))
     if known[6] > 0 then
       local oldest = redis.call('XPENDING', KEYS[3], ARGV[1])[2]
       local entry = redis.call('XRANGE', KEYS[3], oldest, oldest)[1]
-      offset = entry and tonumber(string.match(oldest, '^%d+')) - #entry[2][2] or 0
+      local first = redis.call('XRANGE', KEYS[3], '-', '+', 'COUNT', 1)[1]
+      local known_start = entry and first[1] ~= oldest
+      offset = math.min(offset, known_start and tonumber(string.match(oldest, '^%d+')) - #entry[2][2] or 0)
     end
   end
 else
