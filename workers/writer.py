@@ -33,6 +33,7 @@ from workers.metrics import Metrics
 # Kept for a resend: what an asynchronous replica may lack after a failover, about a second's worth.
 KEPT_BYTES = 262_144
 KEPT_ENTRIES = 1024
+BUSY_FACTOR, BUSY_MAX_S = 3.0, 0.06
 _RETRY_FIRST_S, _RETRY_LAST_S = 0.05, 1.0
 
 
@@ -73,11 +74,13 @@ class Writer:
         self._sent_at = -1e9
         self._inflight = False
         self._timer: asyncio.TimerHandle | None = None
+        self._round_trip_s = 0.0  # moving average of an append
         self._retry_s = _RETRY_FIRST_S
         self._retrying = False  # the timer is a retry's: nothing is sent before it fires
         self.is_refused = False  # Redis did not take the last append: it is away, or at maxmemory
         self._drained: asyncio.Future[None] | None = None
         self.ended: RelayError | None = None
+        self.on_append: Callable[[int], None] = lambda _head: None
 
     @property
     def produced(self) -> int:
@@ -134,7 +137,7 @@ class Writer:
         if self.head < self._end:
             self._send()
         elif self._gathered:
-            wait_s = self._sent_at + self.flush_s - self._loop.time()
+            wait_s = self._sent_at + self._interval_s() - self._loop.time()
             if now or wait_s <= 0 or self._gathered_bytes >= MAX_PAYLOAD:
                 self._encode()
                 self._send()
@@ -145,6 +148,10 @@ class Writer:
         self._timer = None
         self._retrying = False
         self._kick(now=self._drained is not None)
+
+    def _interval_s(self) -> float:
+        """The floor, or more while appends are slow: fewer and larger ones are what helps a busy system."""
+        return max(self.flush_s, min(self._round_trip_s * BUSY_FACTOR, BUSY_MAX_S))
 
     def _encode(self) -> None:
         """Merge what has gathered into one entry of about MAX_PAYLOAD at most; the rest waits its turn."""
@@ -201,10 +208,13 @@ class Writer:
         except RelayError as error:
             self._end_with(error)
         else:
-            self._metrics.appended(self._loop.time() - self._sent_at)
+            took_s = self._loop.time() - self._sent_at
+            self._round_trip_s += (took_s - self._round_trip_s) / 8
+            self._metrics.appended(took_s)
             self._retry_s = _RETRY_FIRST_S
             self.is_refused = False
             self._advance(appended.head)
+            self.on_append(appended.head)
             if appended.cancelled:
                 self._on_stop("cancelled")
             self._kick(now=self._drained is not None)
