@@ -13,13 +13,14 @@ from relay.errors import Fenced, Gap, NotFound, Refused, RelayError, SourceFaile
 from relay.events import Channel, Record, encode, event
 from relay.jobs import Job, Jobs
 from relay.journal import Journal
+from relay.ladder import Level
 from relay.lifecycle import FinishReason, Status
 from relay.models import Registry
 from relay.requests import StreamRequest
 from relay.settings import Settings
 from relay.topology import Topology
 from workers.metrics import Metrics
-from workers.pump import Pump, Terms
+from workers.pump import Pump
 from workers.sources.base import Finish, Generation, Prefix, Source
 
 log = structlog.get_logger("relay.worker")
@@ -55,6 +56,7 @@ class GenerationJob:
         self.pump: Pump | None = None
         self.epoch = 0
         self._stopped_early: str | None = None
+        self._told = Level.LIVE  # the level that the status shows
 
     def stop(self, reason: str) -> None:
         """End it, as `Pump.stop` does; also while it is being claimed."""
@@ -86,7 +88,7 @@ class GenerationJob:
         self.pump = pump = Pump(
             journal=self.journal,
             claimed=claimed,
-            terms=Terms.of(shop.settings, request),
+            request=request,
             settings=shop.settings,
             metrics=shop.metrics,
             server_time=shop.topology.server_time,
@@ -111,9 +113,10 @@ class GenerationJob:
             pump.writer.stop()
 
     async def renew(self) -> None:
-        """Renew the lease and look who reads; called every few seconds. Never raises a RelayError."""
+        """Renew the lease; called every few seconds. Never raises a RelayError."""
         if self.pump is None:
             return
+        level = self._told = self.pump.governor.level
         try:
             cancelled = await scripts.renew_lease(
                 self.journal.wire,
@@ -122,16 +125,25 @@ class GenerationJob:
                 owner=self._shop.worker_id,
                 lease_ms=self._shop.lease_ms,
                 retention_s=self._shop.settings.retention_s,
-                status=Status.PAUSED if self.pump.paused else Status.RUNNING,
-                level=3 if self.pump.paused else 0,
+                status=Status.PAUSED if level is Level.PAUSE else Status.RUNNING,
+                level=int(level),
             )
             if cancelled:
                 self.pump.stop("cancelled")
-            await self.pump.look()
         except (Fenced, StreamLost) as error:
             self.pump.stop(error)
         except RelayError:
             return  # the next renewal comes well before the lease ends
+
+    async def watch(self) -> None:
+        """Look at the readers when that is due, and tell a new level at once. Never raises a RelayError."""
+        if self.pump is None or self.pump.stopped is not None:
+            return
+        governor = self.pump.governor
+        if governor.is_due:
+            await governor.look()
+        if governor.level is not self._told:
+            await self.renew()
 
     async def _generate(self, pump: Pump, claimed: scripts.Claimed, request: StreamRequest | None) -> None:
         finish = None
@@ -208,6 +220,7 @@ class GenerationJob:
             await self._shop.jobs.hand_over(self._job)
             return
         log.info("stopped", response=self.journal.id, reason=reason)
+        pump.saved("abandon" if reason == "abandoned" else "cancel")
         await self._complete(pump, Status.CANCELLED, Finish(FinishReason.CANCELLED))
 
     async def _fail(self, pump: Pump, failure: SourceFailed) -> None:

@@ -17,6 +17,7 @@ from relay.errors import OutOfMemory, RelayError, Unavailable
 from relay.jobs import Job
 from relay.wire import Wire
 from workers.generation import GenerationJob, Workshop
+from workers.governor import LOOK_BEHIND_S
 
 log = structlog.get_logger("relay.worker")
 
@@ -49,6 +50,7 @@ class Worker:
                 tasks.create_task(self._claim(tasks)),
                 tasks.create_task(self._renew()),
                 tasks.create_task(self._reclaim(tasks)),
+                tasks.create_task(self._watch()),
             ]
             await self.stop.wait()
             loops[2].cancel()
@@ -57,6 +59,7 @@ class Worker:
             await asyncio.wait([loops[0]])
             await self._drain()
             loops[1].cancel()
+            loops[3].cancel()
 
     # --- claiming
 
@@ -132,6 +135,12 @@ class Worker:
                     await self._is_back.wait()
             self._is_back.clear()
             await asyncio.gather(*(generation.renew() for generation in list(self._running.values())))
+
+    async def _watch(self) -> None:
+        """Have every generation that is due look at its readers: in one turn, so in one write."""
+        while True:
+            await asyncio.sleep(LOOK_BEHIND_S)
+            await asyncio.gather(*(generation.watch() for generation in list(self._running.values())))
 
     def _reconnected(self) -> None:
         """Renew at once what may have run out, and give the others as much time before it is an orphan."""

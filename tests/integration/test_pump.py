@@ -16,6 +16,7 @@ from relay.events import Channel, Placed, Record, content, encode
 from relay.jobs import Jobs
 from relay.journal import Journal, Snapshot
 from relay.keys import JOBS_GROUP, JOBS_INTERACTIVE
+from relay.ladder import TOLD_AFTER_S as NOTICE_AFTER_S
 from relay.models import Model, Registry
 from relay.requests import StreamRequest
 from relay.scripts import Claimed
@@ -28,7 +29,6 @@ from tests.support.wait import wait_until_async
 from workers import writer as writer_module
 from workers.generation import MAX_DELIVERIES, GenerationJob, Workshop
 from workers.metrics import Metrics
-from workers.pump import NOTICE_AFTER_S
 from workers.sources.base import Batch, Finish, Prefix, Source
 from workers.sources.simulated import SimulatedSource
 from workers.worker import Worker
@@ -324,14 +324,14 @@ def looks(generation: GenerationJob) -> Callable[[], int]:
     """How often the pump has looked for its readers since now."""
     count = 0
     assert generation.pump is not None
-    look = generation.pump.look
+    look = generation.pump.governor.look
 
     async def counted() -> None:
         nonlocal count
         await look()
         count += 1
 
-    generation.pump.look = counted  # type: ignore[method-assign]
+    generation.pump.governor.look = counted  # type: ignore[method-assign]
     return lambda: count
 
 
@@ -437,7 +437,7 @@ async def test_the_source_is_not_read_past_the_window(plant: Plant) -> None:
     job = await plant.job()
     async with running(job):
         produced = await stalled(job, plant.source)
-        assert WINDOW <= produced <= WINDOW + SLACK
+        assert WINDOW - SLACK // 4 <= produced <= WINDOW + SLACK
         assert (await snapshot(journal)).head <= WINDOW + SLACK
 
 
@@ -449,7 +449,8 @@ async def test_a_request_may_have_a_window_of_its_own(plants: Open) -> None:
     plant.source.fountain = True
     job = await plant.job()
     async with running(job):
-        assert 1024 <= await stalled(job, plant.source) <= 1024 + SLACK
+        # Merging saves headers, so a little less than was counted when it stopped.
+        assert 1024 - SLACK // 4 <= await stalled(job, plant.source) <= 1024 + SLACK
 
 
 async def test_the_source_is_read_again_at_half_of_the_window(plant: Plant) -> None:
@@ -460,7 +461,7 @@ async def test_the_source_is_read_again_at_half_of_the_window(plant: Plant) -> N
     job = await plant.job()
     async with running(job):
         await stalled(job, plant.source)
-        await until(lambda: job.pump.paused, "it has been paused")
+        await until(lambda: job.pump.governor.is_paused, "it has been paused")
         produced, count = job.pump.writer.produced, looks(job)
         await consumer.confirm(produced - WINDOW // 2 - 1)
         await until(lambda: count() >= 3, "it has looked three times")
@@ -477,7 +478,7 @@ async def test_a_pause_is_told_when_it_lasts(plant: Plant) -> None:
     plant.source.fountain = True
     job = await plant.job()
     async with running(job) as task:
-        await until(lambda: job.pump and job.pump.paused, "it is paused")
+        await until(lambda: job.pump and job.pump.governor.is_paused, "it is paused")
         assert plant.metrics.paused == 1
         await job.renew()
         assert (await snapshot(journal)).status == "paused"
@@ -486,7 +487,7 @@ async def test_a_pause_is_told_when_it_lasts(plant: Plant) -> None:
         await consumer.confirm(job.pump.writer.produced)
         async with asyncio.timeout(10):
             await task
-    assert await notices(journal) == [("paused", 3), ("resumed", 0)]
+    assert await notices(journal) == [("paused", 3), ("resumed", 2)]
     assert plant.metrics.steps == {"paused": 1, "resumed": 1}
     assert plant.metrics.paused == 0
     assert plant.metrics.throttled_s["window"] >= NOTICE_AFTER_S
@@ -542,7 +543,7 @@ async def test_without_any_reader_yet_the_window_is_filled_and_no_more(plant: Pl
     job = await plant.job()
     async with running(job):
         produced = await stalled(job, plant.source)
-        assert WINDOW <= produced <= WINDOW + SLACK
+        assert WINDOW - SLACK // 4 <= produced <= WINDOW + SLACK
         consumer = await reader(journal)
         await consumer.confirm(job.pump.writer.head)
         await until(lambda: job.pump.writer.produced > produced, "it goes on for the first reader")
@@ -578,18 +579,18 @@ async def test_a_response_that_nobody_reads_is_cancelled(plants: Open) -> None:
 
 
 async def test_a_quiet_source_is_cancelled_when_nobody_reads(plants: Open) -> None:
-    """The renewal looks who reads, also where no text comes."""
+    """Somebody looks who reads, also where no text comes."""
     plant = await plants(abandon_after_s=0.1)
     journal = await plant.submit()
     job = await plant.job()
     async with running(job) as task:
         await until(lambda: plant.source.opened, "the source is open")
 
-        async def renewed() -> bool:
-            await job.renew()
+        async def looked() -> bool:
+            await job.pump.governor.look()
             return task.done()
 
-        await until(renewed, "it is cancelled")
+        await until(looked, "it is cancelled")
     assert (await done(journal))["finish_reason"] == "cancelled"
 
 
@@ -605,9 +606,9 @@ async def test_a_reader_that_left_and_came_back_keeps_its_response(plants: Open)
         began = loop.time()
         while loop.time() - began < 0.7:
             await consumer.leave()
-            await job.renew()
+            await job.pump.governor.look()
             await consumer.attach()
-            await job.renew()
+            await job.pump.governor.look()
             await asyncio.sleep(0.02)
         assert not task.done()
         assert job.pump.stopped is None
@@ -624,8 +625,8 @@ async def test_a_background_response_is_neither_paused_nor_abandoned(plants: Ope
         plant.source.say("")
         await until(lambda: job.pump.writer.produced > 8 * WINDOW, "it is far ahead of nobody")
         plant.source.fountain = False
-        job.pump._watched_s += 3600
-        await job.renew()
+        job.pump.governor._readers.watched_s += 3600
+        await job.pump.governor.look()
         plant.source.end()
         async with asyncio.timeout(10):
             await task
@@ -1125,17 +1126,17 @@ async def test_time_without_redis_is_not_time_without_readers(plants: Open, line
     real, shift = loop.time, 0.0
     async with running(job) as task:
         await until(lambda: plant.source.opened, "the source is open")
-        await job.renew()
+        await job.pump.governor.look()
         async with away(line, plant):
-            await job.pump.look()
+            await job.pump.governor.look()
         # Two minutes have passed for everybody; the reader's node is not back yet.
         await consumer.leave()
         shift = 120.0
-        job.pump._loop = _Later(loop, real, shift)
-        await job.renew()
+        job.pump.governor._readers._loop = _Later(loop, real, shift)
+        await job.pump.governor.look()
         assert job.pump.stopped is None
         await consumer.attach()
-        await job.renew()
+        await job.pump.governor.look()
         assert job.pump.stopped is None
         assert not task.done()
 
