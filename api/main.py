@@ -73,7 +73,8 @@ async def _state(settings: Settings, topology: Topology) -> State:
     redis_metrics(metrics.counted, topology)
     jobs = Jobs(topology.wires()[0])
     await jobs.prepare()
-    admission = Admission(settings, jobs, metrics)
+    watch = Watch(settings, topology, jobs, metrics)
+    admission = Admission(settings, jobs, registry, watch, metrics)
     return State(
         settings=settings,
         topology=topology,
@@ -82,6 +83,6 @@ async def _state(settings: Settings, topology: Topology) -> State:
         admission=admission,
         responses=Responses(settings, topology, jobs, registry, admission),
         node=Node(settings, topology, metrics),
-        watch=Watch(settings, topology, jobs, metrics),
+        watch=watch,
         metrics=metrics,
     )

@@ -25,6 +25,7 @@ class Metrics:
         self.bytes: Counter[str] = Counter()
         self.resumes: Counter[str] = Counter(log=0, journal=0, done=0)
         self.shed: Counter[str] = Counter()
+        self.degraded: Counter[str] = Counter(limited=0, fallback=0)
         self.endings: Counter[str] = Counter()
         self.trims_repaired = 0
         self.gap_bytes = 0
@@ -49,6 +50,7 @@ class Metrics:
             ("relay_bytes_sent", "Bytes of events written.", "event", self.bytes),
             ("relay_resumes", "Connections that came back, by where they went on.", "source", self.resumes),
             ("relay_shed", "Requests refused to protect what runs.", "reason", self.shed),
+            ("relay_degraded", "Requests let in with less than they asked for.", "step", self.degraded),
             ("relay_stream_endings", "Ends of connections, by reason.", "reason", self.endings),
         ):
             counted.counter(name, text, (label,), by_label(values))
@@ -77,6 +79,9 @@ class Metrics:
             ("relay_jobs_oldest_seconds", "Age of the oldest waiting job.", "oldest_s"),
         ):
             self.counted.gauge(name, text, ("priority",), _queues(watch, field))
+        self.counted.gauge(
+            "relay_pressure_level", "Pressure on new work, 0 to 3.", (), one(lambda: watch.pressure.level)
+        )
         self.counted.gauge(
             "relay_redis_memory_bytes", "Memory that Redis uses.", (), one(lambda: watch.memory_bytes)
         )

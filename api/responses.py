@@ -24,6 +24,7 @@ from relay.topology import Topology
 IDEMPOTENCY_S = 86_400
 RECENT = 100  # responses listed for an owner
 LIVE_MS = 5000  # a connection that was not heard of for longer counts as detached
+_NO_UNICODE = (orjson.JSONEncodeError, PydanticSerializationError, UnicodeEncodeError)
 _EMPTY_SHA256 = hashlib.sha256().hexdigest()
 
 
@@ -56,25 +57,23 @@ class Responses:
         Draining or Unavailable. Without an idempotency key, a retry makes another response.
         """
         model = self._registry.get(request.model)
-        try:
-            stored = request.model_dump_json(exclude_unset=True)
-        except (PydanticSerializationError, UnicodeEncodeError) as error:
-            raise InvalidValue("messages: text that is not valid Unicode", param="messages") from error
+        stored, metadata = _stored(request)
         ticket = {"id": f"rs_{secrets.token_hex(12)}", "token": secrets.token_urlsafe(24)}
         if idempotency_key is not None:
             ticket, earlier = await self._reserve(owner, idempotency_key, stored, ticket)
             if earlier is not None:
                 return _created(ticket, earlier)
-        await self._admission.admit(request, model)
+        request, notices = await self._admission.admit(request, model)
         journal = self._topology.journal(ticket["id"])
         created_at = await journal.open(
             retention_s=self._settings.retention_s,
             owner=owner,
             model=request.model,
-            request=stored,
+            request=_stored(request)[0] if notices else stored,
             token=token_digest(ticket["token"]),
             priority=request.queue,
-            metadata=orjson.dumps(request.metadata),
+            metadata=metadata,
+            notices=orjson.dumps(notices),
         )
         if created_at is None:  # two requests with one idempotency key, and the other was quicker
             return _created(ticket, await journal.snapshot())
@@ -181,6 +180,24 @@ class Responses:
         wire.post("ZADD", index, created_at, response_id)
         wire.post("ZREMRANGEBYRANK", index, 0, -RECENT - 1)
         wire.post("EXPIRE", index, self._settings.retention_s)
+
+
+def _stored(request: StreamRequest) -> tuple[str, bytes]:
+    """The request and its metadata as Redis keeps them. Raises InvalidValue for text that is no Unicode."""
+    try:
+        return request.model_dump_json(exclude_unset=True), orjson.dumps(request.metadata)
+    except _NO_UNICODE as error:
+        name = _broken_field(request)
+        raise InvalidValue(f"{name}: holds text that is not valid Unicode", param=name) from error
+
+
+def _broken_field(request: StreamRequest) -> str:
+    for name in request.model_fields_set - {"metadata"}:
+        try:
+            request.model_dump_json(include={name})
+        except _NO_UNICODE:
+            return name
+    return "metadata"
 
 
 def _created(ticket: dict[str, str], snapshot: Snapshot) -> Created:

@@ -10,6 +10,7 @@ PREFIX = "relay:"
 JOBS_INTERACTIVE = PREFIX + "jobs:interactive"
 JOBS_BACKGROUND = PREFIX + "jobs:background"
 JOBS_GROUP = "workers"
+PRESSURE = PREFIX + "pressure"
 PERMANENT = frozenset((JOBS_INTERACTIVE, JOBS_BACKGROUND))
 
 

@@ -81,6 +81,7 @@ class Claimed(NamedTuple):
     request: bytes
     created_at: float
     cancelled: bool
+    notices: bytes = b"[]"  # JSON: what admission took from the request
 
 
 class NotClaimed(NamedTuple):
@@ -98,8 +99,8 @@ async def claim_response(
     )
     if reply[0] != b"OK":
         return NotClaimed(reply[0].decode().lower())
-    _, epoch, head, request, created_at, cancel = reply
-    return Claimed(epoch, head, request, float(created_at), cancel == b"1")
+    _, epoch, head, request, created_at, cancel, notices = reply
+    return Claimed(epoch, head, request, float(created_at), cancel == b"1", notices)
 
 
 class Appended(NamedTuple):

@@ -52,6 +52,7 @@ class Settings(BaseSettings):
     memory_budget_bytes: int | None = Field(None, ge=MIB, description="Redis memory; default its maxmemory")
 
     max_body_bytes: int = Field(MIB, ge=KIB, le=64 * MIB, description="of a request")
+    limited_tokens: int = Field(1024, ge=1, le=1_000_000, description="max_tokens of new work under pressure")
     max_active: int = Field(4096, ge=1, le=1_000_000, description="responses queued or running at once")
     max_consumers: int = Field(10_000, ge=1, le=100_000, description="SSE readers of one node")
     keepalive_s: float = Field(15.0, ge=1, le=300, description="between two SSE comments on a quiet stream")

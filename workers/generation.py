@@ -181,7 +181,7 @@ class GenerationJob:
         source = self._shop.sources[model.source]
         if prefix is None:
             about = {"id": self.journal.id, "model": request.model, "created_at": claimed.created_at}
-            pump.start({**about, "started_at": started_at})
+            pump.start({**about, "started_at": started_at}, orjson.loads(claimed.notices))
         elif not source.can_continue(prefix, model):
             raise SourceFailed(
                 "worker_lost", "the worker was lost and this source cannot continue", retryable=True

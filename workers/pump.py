@@ -85,9 +85,10 @@ class Pump:
         """Take up the digest of what an earlier worker delivered."""
         self._count(content)
 
-    def start(self, data: dict[str, Any]) -> None:
-        """The first record of a response."""
-        self.writer.feed([event(Channel.START, data)])
+    def start(self, data: dict[str, Any], notices: list[dict[str, Any]]) -> None:
+        """The first record of a response, and what admission has to tell."""
+        told = [event(Channel.NOTICE, notice) for notice in notices]
+        self.writer.feed([event(Channel.START, data), *told])
 
     async def run(self, opening: AbstractAsyncContextManager[Generation]) -> Finish | None:
         """Open the source and pump until it finishes. None when `stop` was called: see `stopped`.

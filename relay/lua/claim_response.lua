@@ -1,10 +1,10 @@
 -- Take the lease of a response and begin a new epoch: from here on older writers are fenced.
 -- KEYS 1 meta  2 journal  3 lease  4 log
 -- ARGV 1 worker  2 lease_ms  3 retention_s
--- Returns {'OK', epoch, head, request, created_at, cancel ('' or '1')}, or {'GONE'}, {'DONE'} (it has
+-- Returns {'OK', epoch, head, request, created_at, cancel ('' or '1'), notices}, or {'GONE'}, {'DONE'} (it has
 -- ended), {'HELD'} (another owner's lease is alive).
 -- Atomic, because the lease, the epoch and the offset where the epoch starts must be one fact.
-local meta = redis.call('HMGET', KEYS[1], 'status', 'request', 'created_at', 'cancel', 'starts')
+local meta = redis.call('HMGET', KEYS[1], 'status', 'request', 'created_at', 'cancel', 'starts', 'notices')
 local status = meta[1]
 if not status then
   return {'GONE'}
@@ -23,4 +23,4 @@ redis.call('SET', KEYS[3], ARGV[1], 'PX', ARGV[2])
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 redis.call('EXPIRE', KEYS[2], ARGV[3])
 redis.call('EXPIRE', KEYS[4], ARGV[3])
-return {'OK', epoch, head, meta[2] or '', meta[3], meta[4] or ''}
+return {'OK', epoch, head, meta[2] or '', meta[3], meta[4] or '', meta[6] or '[]'}
