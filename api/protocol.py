@@ -40,7 +40,7 @@ class ClientSocket:
     `outstanding` are not known to be acknowledged; both count chunk framing.
     """
 
-    __slots__ = ("_fd", "_fresh", "_loop", "_sock", "_transport", "on_lost", "written")
+    __slots__ = ("_fd", "_fresh", "_is_lost", "_loop", "_on_lost", "_sock", "_transport", "written")
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
@@ -49,10 +49,13 @@ class ClientSocket:
         self._fd: int = self._sock.fileno() if self._sock is not None else -1
         self._fresh = 0  # bytes that the transport has not counted yet: it writes at the end of the turn
         self.written = 0
-        self.on_lost: Callable[[], None] | None = None
+        self._is_lost = False
+        self._on_lost: Callable[[], None] | None = None
 
     def write(self, data: bytes) -> None:
         """Send `data` as one chunk of a chunked body. Never blocks: the caller keeps within its credit."""
+        if self._is_lost:
+            return
         chunk = b"%x\r\n%b\r\n" % (len(data), data)
         if not self._fresh:
             self._loop.call_soon(self._settle)
@@ -89,8 +92,15 @@ class ClientSocket:
     def lost(self) -> None:
         """The connection is gone."""
         self._fd = -1
-        if self.on_lost is not None:
-            self.on_lost()
+        self._is_lost = True
+        if self._on_lost is not None:
+            self._on_lost()
+
+    def on_lost(self, callback: Callable[[], None]) -> None:
+        """Call back once the connection is gone; at once when that has happened before anyone asked."""
+        self._on_lost = callback
+        if self._is_lost:
+            callback()
 
     def _settle(self) -> None:
         self._fresh = 0

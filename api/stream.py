@@ -67,7 +67,7 @@ class Consumer:
         self._reading = False
         self._timer: asyncio.TimerHandle | None = None
         self._check_s = _CHECK_FIRST_S
-        socket.on_lost = self._lost
+        socket.on_lost(self._lost)
 
     @property
     def lag(self) -> int:

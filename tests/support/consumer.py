@@ -63,7 +63,8 @@ class FakeSocket:
         self.written = 0  # with it
         self.taken = 0  # of `written`
         self._chunks: list[tuple[int, int]] = []  # where each chunk's data begins in the output, and its size
-        self.on_lost: Callable[[], None] | None = None
+        self._on_lost: Callable[[], None] | None = None
+        self._is_lost = False
 
     def write(self, data: bytes) -> None:
         """One chunk."""
@@ -74,6 +75,18 @@ class FakeSocket:
     def outstanding(self) -> int:
         """What the client has not taken."""
         return self.written - self.taken
+
+    def on_lost(self, callback: Callable[[], None]) -> None:
+        """Who is told of the end."""
+        self._on_lost = callback
+        if self._is_lost:
+            callback()
+
+    def lose(self) -> None:
+        """The client hangs up."""
+        self._is_lost = True
+        if self._on_lost is not None:
+            self._on_lost()
 
     def times(self) -> None:
         """What the kernel knows of a real client, and nobody of this one."""
@@ -254,7 +267,7 @@ class FakeServer:
             return None
         found.last = new[-1][0]
         found.pending += [entry_id for entry_id, _ in new]
-        return {key: [[bytes(entry_id), [b"d", data, b"t", b"0"]] for entry_id, data in new]}
+        return {key: [[bytes(entry_id), [b"d", data, b"t", b"0.0"]] for entry_id, data in new]}
 
     def xack(self, _key: bytes, group: bytes, *ids: bytes) -> int:
         """Drop pending entries."""

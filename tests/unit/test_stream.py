@@ -359,8 +359,7 @@ def test_a_disconnect_cancels_no_reply(kind: str, moment: str) -> None:
     if moment == "executed":
         rig.wire.execute()
     written = rig.socket.data
-    assert rig.socket.on_lost is not None
-    rig.socket.on_lost()
+    rig.socket.lose()
     assert not any(reply.cancelled() for reply in rig.wire.reads)
     rig.settle()
     assert all(reply.done() and not reply.cancelled() for reply in rig.wire.reads)
@@ -599,11 +598,27 @@ async def test_a_name_s_position_outlives_its_connection() -> None:
     served.append("not confirmed")
     await served.settle()
     assert consumer.ledger.unconfirmed
-    socket.on_lost()  # type: ignore[misc]
+    socket.lose()
     served.node.detach(consumer)
     again, socket = await served.attach("me")
     assert socket.text == "not confirmed"
     assert again.ledger.confirmed == len(encode(content("confirmed ")))
+
+
+async def test_a_client_that_is_gone_before_its_attach_is_no_reader() -> None:
+    """A connection lost while Redis was asked makes a consumer that has ended: nobody reads for it."""
+    served = Served()
+    served.append("one")
+    socket = FakeSocket()
+    socket.lose()
+    consumer, attached = await served.node.attach(
+        served.journal, socket.as_client(), name=None, position=None, window=None
+    )
+    assert consumer.ended.result() is Ending.DISCONNECTED
+    served.node.detach(consumer)
+    await served.settle()
+    assert served.server.groups == {}
+    assert attached.data
 
 
 async def test_an_attach_that_fails_leaves_nothing_behind() -> None:
