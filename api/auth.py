@@ -35,7 +35,10 @@ class Locks:
             self._owners[digest] = name or digest.hex()[:16]
 
     def caller(self, request: Request) -> Caller:
-        """Who sends this request, by bearer key, `?token=` or cookie. Raises Unauthorized for a bad key."""
+        """Who sends this request, by bearer key, `?token=` or cookie.
+
+        Raises Unauthorized for a bad key, and for none where one is needed.
+        """
         if not self._required:
             return Caller(ANYONE, None)
         scheme, _, credential = request.headers.get("authorization", "").partition(" ")
@@ -44,7 +47,10 @@ class Locks:
             if owner is None:
                 raise Unauthorized("this key is not known here")
             return Caller(owner, None)
-        return Caller(None, request.query_params.get("token") or request.cookies.get("relay_token"))
+        token = request.query_params.get("token") or request.cookies.get("relay_token")
+        if not token:  # before anything is looked up: who may not ask does not learn what there is
+            raise Unauthorized("this call needs a key: Authorization: Bearer KEY, or a response's token")
+        return Caller(None, token)
 
     def owner(self, request: Request) -> str:
         """The owner that a key stands for. Raises Unauthorized without one."""

@@ -66,7 +66,7 @@ async def on_relay_error(_request: Request, error: Exception) -> JSONResponse:
     return answer(error)
 
 
-async def on_invalid(_request: Request, error: Exception) -> JSONResponse:
+async def on_invalid(request: Request, error: Exception) -> JSONResponse:
     """FastAPI's validation: broken JSON is 400, a value that may not be is 422 and names its field."""
     assert isinstance(error, RequestValidationError)  # noqa: S101 registered for this type only
     first = error.errors()[0]
@@ -76,7 +76,9 @@ async def on_invalid(_request: Request, error: Exception) -> JSONResponse:
     message = str(first["msg"]).removeprefix("Value error, ")
     param = ".".join(place) or None
     if param is None and first["type"] in ("missing", "model_attributes_type", "dict_type"):
-        return answer(errors.Malformed("the body must be a JSON object"))
+        said = request.headers.get("content-type", "")
+        hint = "" if "json" in said else "; send it with Content-Type: application/json"
+        return answer(errors.Malformed(f"the body must be a JSON object{hint}"))
     return answer(errors.InvalidValue(f"{param}: {message}" if param else message, param=param))
 
 

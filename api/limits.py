@@ -1,5 +1,7 @@
 """A bound on request bodies: pure ASGI, before anything reads them."""
 
+from contextlib import suppress
+
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import answer
@@ -34,14 +36,15 @@ class BodyLimit:
 
         async def noted(message: Message) -> None:
             nonlocal started
+            if size > self._largest and not started:
+                return  # what the application makes of a body that breaks off: the answer is ours
             started = True
             await send(message)
 
-        try:
+        with suppress(_OverLimitError):
             await self._app(scope, counted, noted)
-        except _OverLimitError:
-            if not started:
-                await self._refuse(scope, receive, send)
+        if size > self._largest and not started:
+            await self._refuse(scope, receive, send)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         error = TooLarge(f"the body is over {self._largest} bytes")

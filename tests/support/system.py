@@ -355,8 +355,11 @@ class Reader:
         return self
 
     def run(self, within_s: float = 30.0) -> Self:
-        """Read to the end of the answer."""
-        return self.until(lambda reader: reader.ended or reader.closed, "the end of the answer", within_s)
+        """Read to the end of the answer, and hang up."""
+        try:
+            return self.until(lambda reader: reader.ended or reader.closed, "the end of the answer", within_s)
+        finally:
+            self.close()
 
     def started(self) -> Self:
         """Read until the head and the first comment or event are there."""

@@ -160,6 +160,13 @@ def test_a_caller_without_anything_is_told_what_opens() -> None:
         locks().may_open(Caller(None, None), META)
 
 
+def test_who_sends_nothing_is_refused_before_anything_is_looked_up() -> None:
+    """Without key and token it is 401 for every response, also for one that never was."""
+    for request in (a_request(), a_request("Basic eDp5"), a_request(query="token=")):
+        with pytest.raises(Unauthorized):
+            locks().caller(request)
+
+
 def test_two_keys_may_share_an_owner() -> None:
     """While a key is replaced by its next, both stand for one owner."""
     house = locks("alice:the-old-key-1,alice:the-new-key-2")
