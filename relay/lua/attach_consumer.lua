@@ -1,4 +1,6 @@
+#!lua flags=allow-oom
 -- Attach a connection to a consumer's group and give it the first part of what it has not seen.
+-- Also at maxmemory: readers who come drain what is there.
 -- KEYS 1 meta  2 journal  3 log  4 bell (channel)
 -- ARGV 1 consumer (the group)  2 connection (its one member)  3 offset, or -1 for where the consumer was
 --      4 epoch of that offset  5 limit in bytes  6 retention_s  7 most groups on one response

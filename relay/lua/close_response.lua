@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
 -- End a response: append its last records and write how it ended.
+-- Also at maxmemory: an answer that ends is what frees memory.
 -- KEYS 1 meta  2 journal  3 log  4 bell (channel)  5 lease
 -- ARGV 1 epoch  2 base  3 the bytes  4 retention_s, then field, value, ... of the meta (status first)
 -- Returns {'OK', head}, also when it was closed already under this epoch; {'FENCED'}, {'GAP', head}, {'GONE'}.

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- A connection has ended: keep what its client has confirmed, and drop its pending entries.
 -- KEYS 1 log
 -- ARGV 1 consumer (the group)  2 connection (its member)  3 the confirmed offset  4 keep ('1' or '0')

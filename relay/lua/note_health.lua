@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Note how a consumer's client does, where every node's status finds it.
 -- KEYS 1 meta
 -- ARGV 1 field  2 value

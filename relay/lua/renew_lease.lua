@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
 -- Renew a worker's lease and say how the response is.
+-- A full Redis must not cost a worker its lease: it frees nothing, and the answer would be cut.
 -- KEYS 1 meta  2 journal  3 log  4 lease
 -- ARGV 1 epoch  2 owner  3 lease_ms  4 retention_s  5 status (running or paused)  6 level
 -- Returns {'OK', cancel ('' or '1')}, also when it has been closed or handed over under this epoch and
