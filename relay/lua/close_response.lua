@@ -4,7 +4,6 @@
 -- KEYS 1 meta  2 journal  3 log  4 bell (channel)  5 lease
 -- ARGV 1 epoch  2 base  3 the bytes  4 retention_s, then field, value, ... of the meta (status first)
 -- Returns {'OK', head}, also when it was closed already under this epoch; {'FENCED'}, {'GAP', head}, {'GONE'}.
--- Allowed at maxmemory: one last record, and then the memory comes back.
 -- Atomic, because a reader that sees the terminal event must find the status terminal, and the reverse.
 local meta = redis.call('HMGET', KEYS[1], 'epoch', 'status')
 if meta[1] ~= ARGV[1] then

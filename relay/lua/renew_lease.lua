@@ -5,7 +5,6 @@
 -- ARGV 1 epoch  2 owner  3 lease_ms  4 retention_s  5 status (running or paused)  6 level
 -- Returns {'OK', cancel ('' or '1')}, also when it has been closed or handed over under this epoch and
 -- nothing is written; {'FENCED'} or {'GONE'}.
--- Allowed at maxmemory: it needs next to nothing, and lets work end.
 -- Atomic, because a worker that was stopped past its lease must not take it back from the next one.
 local meta = redis.call('HMGET', KEYS[1], 'epoch', 'cancel', 'status')
 if meta[1] ~= ARGV[1] then

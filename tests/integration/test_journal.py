@@ -1242,7 +1242,7 @@ async def test_an_append_to_a_full_server_writes_nothing(redis_url: str, writer:
 
 
 async def test_a_full_server_takes_no_new_work(redis_url: str, wire: Wire) -> None:
-    """Opening, claiming and attaching need memory that is not there."""
+    """Opening and claiming need memory that is not there."""
     queued, fresh = Journal(wire, "queued"), Journal(wire, "fresh")
     assert await queued.open(retention_s=RETENTION_S) is not None
     with out_of_memory(redis_url):
@@ -1250,9 +1250,22 @@ async def test_a_full_server_takes_no_new_work(redis_url: str, wire: Wire) -> No
             await fresh.open(retention_s=RETENTION_S)
         with pytest.raises(OutOfMemory):
             await Writer(queued).claim()
-        with pytest.raises(OutOfMemory):
-            await attach(queued)
     assert (await queued.snapshot()).status == "queued"
+
+
+async def test_a_full_server_still_serves_readers(redis_url: str, writer: Writer) -> None:
+    """They come, read, confirm, are replaced and go: what they drain is what waits to be freed."""
+    journal = writer.journal
+    ends = [await writer.write(word) for word in ("one", "two")]
+    with out_of_memory(redis_url):
+        assert (await attach(journal)).data == writer.data
+        (entry,) = await read(journal, count=1)
+        journal.post_ack("c", [entry.id])
+        attached = await attach(journal, connection="2")
+        assert (attached.offset, attached.data) == (ends[0], writer.data[ends[0] :])
+        assert [entry.end for entry in await read(journal, connection="2")] == ends[1:]
+        journal.post_detach("c", "2", ends[1], keep=True)
+        assert await position_of(journal) == ends[1]
 
 
 async def test_a_full_server_still_lets_work_end(redis_url: str, writer: Writer) -> None:
