@@ -15,7 +15,9 @@ from relay.link import Argument
 from relay.wire import Wire
 
 STREAMS = {"interactive": JOBS_INTERACTIVE, "background": JOBS_BACKGROUND}
-SCAN_COUNT = 100  # pending entries looked at by one scan of one stream
+# Pending entries looked at in one round trip, and round trips of one scan of one stream: a thousand entries
+# a scan, so that also the last orphan of a full deployment is found within a few seconds.
+SCAN_COUNT, SCAN_PAGES = 100, 10
 
 
 class Job(NamedTuple):
@@ -132,24 +134,37 @@ class Jobs:
         return taken
 
     async def _orphans_of(self, stream: str, worker: str, idle_ms: int, most: int) -> list[Job]:
-        pending = await self._wire.call(
+        taken: list[Job] = []
+        for _ in range(SCAN_PAGES):
+            jobs = await self._old_jobs(stream, idle_ms)
+            leases = [self._wire.send("EXISTS", keys_of(job.response_id).lease) for job in jobs]
+            free = [job for job, lease in zip(jobs, leases, strict=True) if not await lease]
+            # The idle time decides between two workers that saw the same orphan: the second gets nothing.
+            taken += [
+                job._replace(deliveries=job.deliveries + 1)
+                for job in free[: most - len(taken)]
+                if await self._wire.call("XCLAIM", stream, JOBS_GROUP, worker, idle_ms, job.entry_id)
+            ]
+            if len(taken) >= most or self._cursors[stream] == "-":
+                break
+        return taken
+
+    async def _old_jobs(self, stream: str, idle_ms: int) -> list[Job]:
+        """The next page of jobs claimed over `idle_ms` ago; after the last page the first comes again."""
+        rows = await self._wire.call(
             "XPENDING", stream, JOBS_GROUP, "IDLE", idle_ms, self._cursors[stream], "+", SCAN_COUNT
         )
-        full = len(pending) == SCAN_COUNT
-        self._cursors[stream] = "(" + pending[-1][0].decode() if full else "-"
-        entries = [self._wire.send("XRANGE", stream, row[0], row[0]) for row in pending]
-        found = [(row, (await entry or [None])[0]) for row, entry in zip(pending, entries, strict=True)]
-        for row, entry in found:
-            if entry is None:  # deleted while pending
-                self._wire.post("XACK", stream, JOBS_GROUP, row[0])
-        jobs = [Job(stream, row[0], entry[1][1].decode(), row[3]) for row, entry in found if entry]
-        leases = [self._wire.send("EXISTS", keys_of(job.response_id).lease) for job in jobs]
-        free = [job for job, lease in zip(jobs, leases, strict=True) if not await lease][:most]
-        # The idle time decides between two workers that saw the same orphan: the second gets nothing.
+        self._cursors[stream] = "(" + rows[-1][0].decode() if len(rows) == SCAN_COUNT else "-"
+        if not rows:
+            return []
+        entries = dict(await self._wire.call("XRANGE", stream, rows[0][0], rows[-1][0]))
+        for entry_id, *_ in rows:
+            if entry_id not in entries:  # deleted while pending
+                self._wire.post("XACK", stream, JOBS_GROUP, entry_id)
         return [
-            job._replace(deliveries=job.deliveries + 1)
-            for job in free
-            if await self._wire.call("XCLAIM", stream, JOBS_GROUP, worker, idle_ms, job.entry_id)
+            Job(stream, entry_id, entries[entry_id][1].decode(), deliveries)
+            for entry_id, _, _, deliveries in rows
+            if entry_id in entries
         ]
 
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+import relay.jobs
 from relay.jobs import SCAN_COUNT, STREAMS, Job, Jobs
 from relay.keys import JOBS_BACKGROUND, JOBS_GROUP, JOBS_INTERACTIVE, keys_of
 from relay.wire import Wire, open_wire
@@ -15,7 +16,6 @@ from tests.support.wait import wait_until_async
 AT_ONCE_MS = 1  # of a claim that is to find nothing: XREADGROUP takes 0 for ever
 IDLE_MS = 1000  # two looks at one orphan are closer together than this
 NO_ONE = 60_000  # ms: no pending entry of a test is as old as this
-EVERY_PAGE = 100  # scans: over the whole of any queue made here, many times
 
 
 @pytest.fixture
@@ -283,9 +283,9 @@ async def test_a_job_whose_response_has_a_lease_is_left_alone(jobs: Jobs, wire: 
         await jobs.submit("interactive", name)
     await hold(wire, "mine")
     assert len(await claim(jobs, blocking, "w")) == 2
-    assert [job.response_id for job in await orphans(jobs, idle_ms=0)] == ["orphan"]
+    assert [job.response_id for job in await orphans(jobs)] == ["orphan"]
     await wire.call("DEL", keys_of("mine").lease)
-    assert {job.response_id for job in await orphans(jobs, idle_ms=0)} == {"mine", "orphan"}
+    assert {job.response_id for job in await orphans(jobs)} == {"mine", "orphan"}
 
 
 async def test_a_job_just_claimed_is_left_alone(jobs: Jobs, wire: Wire, blocking: Wire) -> None:
@@ -323,7 +323,7 @@ async def test_a_pending_entry_that_was_deleted_is_forgotten(jobs: Jobs, wire: W
     await jobs.submit("interactive", "r1")
     (job,) = await claim(jobs, blocking, "dead")
     await wire.call("XDEL", job.stream, job.entry_id)
-    assert await orphans(jobs, idle_ms=0) == []
+    assert await orphans(jobs) == []
     await wait_until_async(lambda: _nothing_pending(wire), "the entry is acknowledged")
 
 
@@ -331,36 +331,49 @@ async def _nothing_pending(wire: Wire) -> bool:
     return not await pending(wire)
 
 
-async def test_an_orphan_behind_many_that_are_held_is_found(jobs: Jobs, wire: Wire, blocking: Wire) -> None:
-    """A scan looks at a page; the next goes on where it stopped, and begins again after the last."""
-    names = [f"r{number}" for number in range(2 * SCAN_COUNT + 50)]
-    for name in names:
-        await jobs.submit("interactive", name)
-    await hold(wire, *names[:-1])
-    claimed = 0
-    while some := await claim(jobs, blocking, "w", 128):
-        claimed += len(some)
-    assert claimed == len(names)
-    for lost in (names[-1], names[SCAN_COUNT + 1], names[0]):
-        await wire.call("DEL", keys_of(lost).lease)
-        found: list[Job] = []
-        for _ in range(EVERY_PAGE):
-            found += await orphans(jobs, idle_ms=0)
-            if found:
-                break
-        assert [job.response_id for job in found] == [lost]
-        await jobs.finish(found[0])
-
-
-async def test_a_page_of_nothing_but_held_jobs_costs_few_round_trips(
-    jobs: Jobs, wire: Wire, blocking: Wire, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A scan waits a bounded number of times for Redis, however many jobs it looks at."""
-    names = [f"r{number}" for number in range(SCAN_COUNT)]
+async def many_held(jobs: Jobs, wire: Wire, blocking: Wire, count: int) -> list[str]:
+    """So many jobs claimed, each with a lease."""
+    names = [f"r{number}" for number in range(count)]
     for name in names:
         await jobs.submit("interactive", name)
     await hold(wire, *names)
-    assert len(await claim(jobs, blocking, "w", SCAN_COUNT)) == SCAN_COUNT
+    claimed = 0
+    while some := await claim(jobs, blocking, "w", 128):
+        claimed += len(some)
+    assert claimed == count
+    return names
+
+
+async def test_an_orphan_behind_many_that_are_held_is_found_at_once(
+    jobs: Jobs, wire: Wire, blocking: Wire
+) -> None:
+    """A scan looks at several pages: a reader of the last response waits no longer than that of the first."""
+    names = await many_held(jobs, wire, blocking, 2 * SCAN_COUNT + 50)
+    for lost in (names[-1], names[SCAN_COUNT], names[0]):
+        await wire.call("DEL", keys_of(lost).lease)
+        (found,) = await orphans(jobs)
+        assert found.response_id == lost
+        await jobs.finish(found)
+
+
+async def test_a_scan_goes_on_where_the_last_one_stopped(
+    jobs: Jobs, wire: Wire, blocking: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is bounded, and comes round: an orphan on any page is found by one of the next scans."""
+    monkeypatch.setattr(relay.jobs, "SCAN_PAGES", 1)
+    names = await many_held(jobs, wire, blocking, 2 * SCAN_COUNT + 50)
+    for lost in (names[-1], names[SCAN_COUNT], names[0]):
+        await wire.call("DEL", keys_of(lost).lease)
+        scans = [await orphans(jobs) for _ in range(3)]
+        assert [job.response_id for scan in scans for job in scan] == [lost]
+        await jobs.finish(next(job for scan in scans for job in scan))
+
+
+async def test_a_scan_of_nothing_but_held_jobs_costs_few_round_trips(
+    jobs: Jobs, wire: Wire, blocking: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for Redis a bounded number of times, however many jobs it looks at."""
+    await many_held(jobs, wire, blocking, SCAN_COUNT - 1)
     calls: list[str] = []
     call = wire.call
 
@@ -369,6 +382,5 @@ async def test_a_page_of_nothing_but_held_jobs_costs_few_round_trips(
         return await call(*args)
 
     monkeypatch.setattr(wire, "call", counted)
-    assert await orphans(jobs, idle_ms=0) == []
-    assert set(calls) == {"XPENDING"}
-    assert len(calls) <= 4
+    assert await orphans(jobs) == []
+    assert calls == ["XPENDING", "XRANGE", "XPENDING"]
