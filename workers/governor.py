@@ -55,6 +55,7 @@ class Governor:
         self._decision = Decision(Level.LIVE, terms.flush_s)
         self._look_at = 0.0
         self._tokens = self._bytes = 0
+        self._is_over = False
         self.is_shortened = False
 
     @property
@@ -79,12 +80,14 @@ class Governor:
     @property
     def is_due(self) -> bool:
         """Whether the watcher should look now."""
-        return self._loop.time() >= self._look_at
+        return not self._is_over and self._loop.time() >= self._look_at
 
     async def look(self) -> None:
         """Look at the readers and do what the ladder decides. Never raises a RelayError."""
         if not await self._readers.look() or self._writer.is_refused:
             return  # Redis is away, or takes nothing: nobody is slow
+        if self._is_over:
+            return  # a notice would come after the last record
         readers = self._readers
         sojourn_s = readers.sojourn_s
         seen = Observation(
@@ -170,6 +173,7 @@ class Governor:
         return self._pacer.wait_s(self._loop.time(), self._decision.rate_bytes_per_s)
 
     def end(self) -> None:
-        """The generation is over: it is paused no more."""
+        """The generation is over: it is paused no more, and there is nothing more to tell."""
+        self._is_over = True
         self._metrics.paused -= self.is_paused
         self._decision = Decision(Level.LIVE, self._terms.flush_s)

@@ -17,6 +17,7 @@ from relay.jobs import Jobs
 from relay.journal import Journal, Snapshot
 from relay.keys import JOBS_GROUP, JOBS_INTERACTIVE
 from relay.ladder import TOLD_AFTER_S as NOTICE_AFTER_S
+from relay.ladder import Decision, Kind, Level, Observation, Step
 from relay.models import Model, Registry
 from relay.requests import StreamRequest
 from relay.scripts import Claimed
@@ -26,6 +27,7 @@ from relay.wire import Wire, open_wire
 from tests.support.proxy import Proxy, proxy
 from tests.support.servers import admin
 from tests.support.wait import wait_until_async
+from workers import pump as pump_module
 from workers import writer as writer_module
 from workers.generation import MAX_DELIVERIES, GenerationJob, Workshop
 from workers.metrics import Metrics
@@ -563,6 +565,38 @@ async def test_a_pause_is_bounded(plants: Open) -> None:
     assert plant.metrics.steps["shortened"] == 1
     assert plant.metrics.paused == 0
     assert await plant.depth() == 0
+
+
+async def test_nothing_is_told_after_the_end(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that falls due while the response is being closed is not worth a record after the last one."""
+    journal = await plant.submit()
+    await reader(journal)
+    job = await plant.job()
+    close = scripts.close_response
+
+    async def closed(*args: Any, **given: Any) -> int:
+        head = await close(*args, **given)
+        await job.pump.governor.look()
+        await until(lambda: job.pump.writer.head == job.pump.writer.produced, "all of it is there")
+        return head
+
+    monkeypatch.setattr(pump_module.scripts, "close_response", closed)
+    async with running(job) as task:
+        await until(lambda: plant.source.opened, "the source is open")
+        job.pump.governor._ladder = _Restless()
+        plant.source.say("text", finish=Finish("stop"))
+        async with asyncio.timeout(10):
+            await task
+    assert (await done(journal))["finish_reason"] == "stop"
+    assert (await snapshot(journal)).head == (await placed(journal))[-1].end
+
+
+class _Restless:
+    """A ladder that takes a step at every look."""
+
+    def observe(self, _seen: Observation) -> Decision:
+        """The same step each time."""
+        return Decision(Level.LIVE, 0.0, steps=(Step(Kind.LIVE, Level.LIVE, "restless"),))
 
 
 async def test_a_response_that_nobody_reads_is_cancelled(plants: Open) -> None:
