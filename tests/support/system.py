@@ -365,6 +365,14 @@ class Reader:
         """Read until the head and the first comment or event are there."""
         return self.until(lambda reader: reader.ended or reader.comments or reader.events, "the first bytes")
 
+    def some(self, count: int) -> Self:
+        """Read until there are `count` events, or the end of the answer."""
+        return self.until(lambda reader: reader.ended or len(reader.events) >= count, f"{count} events")
+
+    def past(self, offset: int) -> Self:
+        """Read until an id lies past `offset`."""
+        return self.until(lambda reader: reader.position > offset, f"an id past {offset}")
+
     def drain(self) -> Self:
         """Take what is here already, without waiting."""
         while self.pump(within_s=0.001):

@@ -103,6 +103,14 @@ def finished(api: Api, tokens: int = 40, rate: float = 400, **more: object) -> d
     return made
 
 
+def queued(house: House, **more: object) -> dict[str, Any]:
+    """A response that stays queued; its job is taken out of the queue, for one that stands is pressure."""
+    made = house.api.create(**more)  # type: ignore[arg-type]
+    with admin(house.redis.url) as client:
+        client.xtrim(JOBS_INTERACTIVE, 0, approximate=False)
+    return made
+
+
 def running(api: Api, rate: float = 50) -> dict[str, Any]:
     """A response that goes on for longer than any test, with some text already."""
     made = api.create(tokens=5000, rate=rate)
@@ -208,7 +216,7 @@ def test_an_idempotency_key_for_another_body_is_a_conflict(house: House) -> None
 
 def test_the_stream_opens_at_once(quiet: House) -> None:
     """A reader of a response without text yet has the head and a comment at once: nothing times out."""
-    made = quiet.api.create()
+    made = queued(quiet)
     with Reader(quiet.api.port, made["events_url"]) as reader:
         started = time.monotonic()
         reader.started()
@@ -310,7 +318,7 @@ def test_two_answers_on_one_connection(house: House) -> None:
 
 def test_a_quiet_stream_is_kept_open(quiet: House) -> None:
     """Where nothing happens there is a comment each RELAY_KEEPALIVE_S, and no event."""
-    made = quiet.api.create()
+    made = queued(quiet)
     with Reader(quiet.api.port, made["events_url"]) as reader:
         reader.until(lambda reader: len(reader.comments) >= 3, "two keep-alive comments", within_s=6)
         assert reader.events == []
@@ -352,9 +360,7 @@ def test_resuming_while_it_runs(house: House) -> None:
     for turn in range(1000):
         node = (house.api, house.other)[turn % 2]
         with Reader(node.port, made["events_url"], after=last) as reader:
-            want = 1 + turn % 4
-            reader.until(lambda reader, want=want: reader.ended or len(reader.events) >= want, "some events")
-            if reader.terminal:
+            if reader.some(1 + turn % 4).terminal:
                 assert reader.exact(before=had) == ""
                 break
             had += reader.text
@@ -443,7 +449,7 @@ def test_a_window_bounds_what_is_unconfirmed(house: House) -> None:
     name = "slow.reader_1"
     path = f"/v1/streams/{made['id']}/consumers/{name}/ack"
     with Reader(house.api.port, f"{made['events_url']}?consumer={name}&window=700") as reader:
-        reader.until(lambda reader: reader.position > 500, "the window fills")
+        reader.past(500)
         house.api.wait_status(made["id"], "completed")
         assert reader.drain().position <= 700
         acked = 0
@@ -453,7 +459,7 @@ def test_a_window_bounds_what_is_unconfirmed(house: House) -> None:
             assert there["lag_bytes"] == house.other.status(made["id"])["position"] - acked
             acked = reader.position
             assert house.other.call("POST", path, {"position": acked}).status == 204
-            reader.until(lambda reader, had=acked: reader.position > had, "an ack moves the window")
+            reader.past(acked)
             assert reader.drain().position - acked <= 700 or reader.terminal
         reader.run()
     assert reader.exact() == ""
@@ -494,7 +500,7 @@ def test_an_ack_may_be_an_id_and_may_be_repeated(house: House) -> None:
 )
 def test_a_bad_ack(quiet: House, body: object, status: int) -> None:
     """An ack that no client could mean is refused, and names what is wrong with it."""
-    made = quiet.api.create()
+    made = queued(quiet)
     with Reader(quiet.api.port, f"{made['events_url']}?consumer=me&window=1000") as reader:
         reader.started()
         url = f"/v1/streams/{made['id']}/consumers/me/ack"
@@ -510,7 +516,7 @@ def test_a_bad_ack(quiet: House, body: object, status: int) -> None:
 @pytest.mark.parametrize("name", ["nobody", "x" * 65, "%00", "a%20b", "%F0%9F%8C%8A", "me%2F..", "*"])
 def test_an_ack_for_nobody(quiet: House, name: str) -> None:
     """An ack for a consumer that is not there is 404."""
-    made = quiet.api.create()
+    made = queued(quiet)
     error_of(quiet.api.call("POST", f"/v1/streams/{made['id']}/consumers/{name}/ack", {"position": 0}), 404)
 
 
@@ -614,7 +620,7 @@ def test_a_cancel_reaches_everyone_within_a_second(house: House) -> None:
 
 def test_a_queued_response_is_cancelled_without_a_worker(quiet: House) -> None:
     """What no worker has taken ends at once, with an empty text and its digest."""
-    made = quiet.api.create()
+    made = queued(quiet)
     with Reader(quiet.api.port, made["events_url"]) as reader:
         reader.started()
         answer = quiet.api.call("DELETE", f"/v1/streams/{made['id']}")
@@ -670,7 +676,7 @@ def test_what_has_expired(house: House) -> None:
 
 def test_a_response_that_expires_under_its_reader(quiet: House) -> None:
     """A reader whose response is gone is told by a typed error, and does not hang."""
-    made = quiet.api.create()
+    made = queued(quiet)
     with Reader(quiet.api.port, made["events_url"]) as reader, admin(quiet.redis.url) as client:
         reader.started()
         client.delete(*client.scan_iter(f"*{made['id']}*"))
@@ -944,7 +950,7 @@ def test_a_body_that_turns_out_too_large(quiet: House) -> None:
 
 def test_the_largest_body_is_taken(quiet: House) -> None:
     """A prompt of as much text as may be is taken: the limit on the body leaves room for it."""
-    made = quiet.api.create(prompt="x" * 262_144)
+    made = queued(quiet, prompt="x" * 262_144)
     quiet.api.call("DELETE", f"/v1/streams/{made['id']}")
 
 
@@ -979,7 +985,7 @@ def test_what_is_no_http(quiet: House, data: bytes) -> None:
 )  # fmt: skip
 def test_a_position_that_is_none(quiet: House, position: str) -> None:
     """A Last-Event-ID or ?after= that is no position is 400, and not the start of the response."""
-    made = quiet.api.create()
+    made = queued(quiet)
     url = made["events_url"]
     error_of(quiet.api.call("GET", url, headers={"Last-Event-ID": position.encode()}), 400)  # type: ignore[dict-item]
     quoted = "".join(f"%{byte:02x}" for byte in position.encode())
@@ -1011,7 +1017,7 @@ def test_a_position_that_was_never_given(house: House) -> None:
 )  # fmt: skip
 def test_a_bad_query(quiet: House, query: str, param: str) -> None:
     """A consumer's name or window that may not be is 422 by its name, and no consumer is made."""
-    made = quiet.api.create()
+    made = queued(quiet)
     assert error_of(quiet.api.call("GET", f"{made['events_url']}?{query}"), 422)["param"] == param
     assert quiet.api.status(made["id"])["consumers"] == []
 
@@ -1023,12 +1029,8 @@ def test_as_many_responses_as_may_be() -> None:
     """Over max_active a create is 429 with Retry-After and counted; when one ends there is room again."""
     with EmbeddedServer() as redis, Api(redis.url, max_active=3) as api:
         made = [api.create(tokens=2) for _ in range(3)]
-        answer = wait_until(
-            lambda: answer if (answer := api.call("POST", "/v1/streams", GOOD)).status != 201 else None,
-            "a create is refused",
-        )
-        error = error_of(answer, 429)
-        assert error["code"] == "overloaded"
+        wait_until(lambda: api.call("POST", "/v1/streams", GOOD).status == 429, "a create is refused")
+        assert error_of(api.call("POST", "/v1/streams", GOOD), 429)["code"] == "overloaded"
         assert metric(api.port, "relay_shed_total") >= 1
         with Reader(api.port, made[0]["events_url"]) as reader:
             assert reader.started().status == 200  # readers are not refused
@@ -1094,6 +1096,7 @@ def test_metrics(house: House) -> None:
             "relay_trims_repaired_total": "counter",
             "relay_gap_bytes_total": "counter",
             "relay_shed_total": "counter",
+            "relay_pressure_level": "gauge",
             "relay_jobs_waiting": "gauge",
             "relay_jobs_oldest_seconds": "gauge",
             "relay_jobs_pending": "gauge",
@@ -1116,18 +1119,18 @@ def test_metrics(house: House) -> None:
 def test_consumers_are_counted_while_they_are_here(house: House) -> None:
     """The gauge of consumers follows them within a second or two, both ways."""
     made = running(house.api)
-    with Api(house.redis.url) as api:
-        reader = Reader(api.port, made["events_url"]).started()
-        wait_until(lambda: metric(api.port, "relay_consumers") == 1, "it is counted", 4)
-        reader.close()
-        wait_until(lambda: metric(api.port, "relay_consumers") == 0, "it is not counted any more", 4)
+    wait_until(lambda: metric(house.other.port, "relay_consumers") == 0, "earlier ones are gone", 4)
+    with Reader(house.other.port, made["events_url"]) as reader:
+        reader.started()
+        wait_until(lambda: metric(house.other.port, "relay_consumers") == 1, "it is counted", 4)
+    wait_until(lambda: metric(house.other.port, "relay_consumers") == 0, "it is not counted any more", 4)
     house.api.call("DELETE", f"/v1/streams/{made['id']}")
 
 
 def test_a_drain(house: House) -> None:
     """SIGTERM: every reader is told when to come back and ended, the process ends with 0, nothing is lost."""
-    made = house.api.create(tokens=400, rate=200, seed=41)
     with Api(house.redis.url) as leaving:
+        made = house.api.create(tokens=600, rate=300, seed=41)
         readers = [Reader(leaving.port, made["events_url"]) for _ in range(5)]
         readers.append(Reader(leaving.port, f"{made['events_url']}?consumer=me&window=300"))
         for reader in readers:
@@ -1156,7 +1159,7 @@ def test_a_draining_node_is_not_ready(house: House) -> None:
         Api(house.redis.url) as leaving,
         contextlib.closing(http.client.HTTPConnection("127.0.0.1", leaving.port, timeout=5)) as connection,
     ):
-        seen = []
+        seen: list[int] = []
         with contextlib.suppress(OSError, http.client.HTTPException):
             while len(seen) < 10_000:
                 connection.request("GET", "/readyz")
@@ -1234,7 +1237,9 @@ def test_redis_goes_and_comes_back() -> None:
             ("GET", made["events_url"]), ("GET", made["text_url"]), ("DELETE", f"/v1/streams/{made['id']}"),
         ]  # fmt: skip
         with concurrent.futures.ThreadPoolExecutor(len(calls)) as pool:
-            answers = list(pool.map(lambda each: api.call(*each, GOOD if each[0] == "POST" else None), calls))
+            answers = list(
+                pool.map(lambda each: api.call(each[0], each[1], GOOD if each[0] == "POST" else None), calls)
+            )
         for answer in answers:
             assert error_of(answer, 503)["code"] in {"unavailable", "connection_lost"}
         assert api.call("GET", "/healthz").status == 200
