@@ -21,6 +21,8 @@ pytestmark = [pytest.mark.llm, pytest.mark.timeout(120)]
 
 ASK = [{"role": "user", "content": "Explain in a few sentences why rivers are never straight."}]
 
+NEVER_ENDS = {"0": -100, "2": -100}  # its two tokens that end an answer
+
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[str]:
@@ -141,7 +143,7 @@ def is_generating(model: str) -> bool:
 
 def test_a_cancelled_answer_is_not_generated_on(api: Api, worker: Worker, model: str) -> None:
     """The upstream's connection is closed, and the model stands still."""
-    made = create(api, max_tokens=2000, temperature=1.5)
+    made = create(api, max_tokens=3000, logit_bias=NEVER_ENDS)
     with reader(api, made) as events:
         events.until(has_some_text, "some text")
         assert is_generating(model)
@@ -160,11 +162,11 @@ def test_a_worker_lost_in_mid_answer_is_a_typed_error(
     api: Api, redis: EmbeddedServer, model: str, worker: Worker
 ) -> None:
     """This upstream continues no prefix: the reader hears so, within the lease and a little more."""
-    made = create(api, max_tokens=2000, temperature=1.5)
+    made = create(api, max_tokens=3000, logit_bias=NEVER_ENDS)
     with reader(api, made) as events:
         events.until(has_some_text, "some text")
+        worker.kill()
         with Worker(redis.url, upstream_base_url=model, lease_s=2, lease_renew_s=0.5):
-            worker.kill()
             events.run(8)
         terminal = events.terminal
         assert terminal is not None
