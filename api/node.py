@@ -131,10 +131,10 @@ class Node:
         self._unlisten(consumer)
         ending = consumer.ended.result()
         self.metrics.endings[ending.name.lower()] += 1
-        if ending is not Ending.SUPERSEDED:
-            consumer.journal.post_detach(
-                consumer.name, consumer.connection, consumer.ledger.confirmed, keep=consumer.keep
-            )
+        # Also when superseded: the newer connection is given back what a last read of this one took.
+        consumer.journal.post_detach(
+            consumer.name, consumer.connection, consumer.ledger.confirmed, keep=consumer.keep
+        )
 
     def drain(self) -> None:
         """Take no new readers, and send those that are here elsewhere, spread over time."""

@@ -79,8 +79,6 @@ class Consumer:
         """Whether it is at work: begun, and not ended."""
         return self.begun and not self.ended.done()
 
-    # --- what the node calls
-
     def begin(self, attached: Attached) -> None:
         """Start at the position that the attach gave, with the bytes that came with it."""
         socket, credit = self.outlet.socket, self.outlet.credit
@@ -117,7 +115,7 @@ class Consumer:
         self.ended.set_result(ending)
 
     def say(self, data: bytes) -> None:
-        """Write what is no part of the response: a comment, an event for this consumer alone."""
+        """Write what is no part of the response."""
         self.written_at = self.node.loop.time()
         self.outlet.socket.write(data)
 
@@ -213,6 +211,8 @@ class Consumer:
         if entries:
             self._take_entries(entries)
             self.node.metrics.delivered(self.node.topology.server_time() - entries[0].time_us / 1e6)
+        elif self.head > self.ledger.sent:
+            self.live = False  # not in the log for this group: a failover, or another's last read
         self.step()
 
     def _take_entries(self, entries: list[Entry]) -> None:

@@ -61,7 +61,7 @@ def house() -> Iterator[House]:
         EmbeddedServer() as redis,
         Api(redis.url) as api,
         Api(redis.url) as other,
-        Worker(redis.url),
+        Worker(redis.url, concurrency=1000),
     ):
         yield House(redis, api, other)
         with admin(redis.url) as client:

@@ -263,8 +263,8 @@ async def test_foreign_prefix(prefix: Prefix) -> None:
 def test_can_continue() -> None:
     """Any text can be continued, tool calls cannot."""
     source = SimulatedSource()
-    assert source.can_continue(Prefix("text", reasoning="hm"))
-    assert not source.can_continue(Prefix("", tool_calls=True))
+    assert source.can_continue(Prefix("text", reasoning="hm"), MODEL)
+    assert not source.can_continue(Prefix("", tool_calls=True), MODEL)
 
 
 async def test_cancelled_read_loses_nothing() -> None:
