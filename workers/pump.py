@@ -27,6 +27,7 @@ from workers.writer import Writer
 
 # An answer that is cut goes on to the end of its sentence, for so many bytes and seconds at most.
 SENTENCE_BYTES, SENTENCE_WITHIN_S = 1024, 1.0
+CLOSE_RETRY_S = 0.25
 _SENTENCE_END = re.compile(rb"(?:[.!?]|\xe3\x80\x82|\xef\xbc\x81|\xef\xbc\x9f)[\"')\]]*(?=\s|$)")
 
 
@@ -118,9 +119,13 @@ class Pump:
                 self._stop_scope.reschedule(self._loop.time())
 
     async def finish(self, status: Status, last: Record, **fields: str | int) -> None:
-        """Append the terminal record and close. Raises Fenced, StreamLost or Unavailable."""
+        """Append the terminal record and close. Raises Fenced or StreamLost.
+
+        Waits for Redis for as long as the writer does: the text is whole, and given up it might be lost to
+        a source that cannot say it again. A worker that drains ends the wait.
+        """
         await self.writer.drain()
-        for _attempt in range(20):
+        while True:
             try:
                 await scripts.close_response(
                     self._journal.wire,
@@ -135,13 +140,12 @@ class Pump:
                 self.writer.go_back(gap.head)
                 await self.writer.drain()
             except Unavailable:
-                await asyncio.sleep(0.25)
+                await asyncio.sleep(CLOSE_RETRY_S)
             else:
                 with suppress(RelayError):
                     entries = await self._journal.wire.call("XLEN", self._journal.keys.log)
                     self._metrics.stream_entries.observe(entries)
                 return
-        raise Unavailable("Redis could not be reached to close the response")
 
     def summary(self, finish: Finish) -> dict[str, Any]:
         """The data of the `done` event."""

@@ -11,7 +11,7 @@ import pytest
 from redis import Redis
 
 from relay import scripts, simulation
-from relay.errors import OutOfMemory, SourceFailed
+from relay.errors import OutOfMemory, SourceFailed, Unavailable
 from relay.events import Channel, Placed, Record, content, encode
 from relay.jobs import Jobs
 from relay.journal import Journal, Snapshot
@@ -1147,6 +1147,27 @@ async def test_a_close_whose_reply_was_lost_is_repeated(plants: Open, line: Prox
     assert await text(journal) == "text"
     await done(journal)
     assert await plant.depth() == 0
+
+
+async def test_a_whole_text_is_closed_however_long_redis_takes(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that loads a large file says so for minutes; given up, the text would end as worker_lost."""
+    monkeypatch.setattr(pump_module, "CLOSE_RETRY_S", 0.001)
+    loads = iter(range(100))
+    close = scripts.close_response
+
+    async def loading(*args: Any, **given: Any) -> int:
+        if next(loads, None) is not None:
+            raise Unavailable("LOADING Redis is loading the dataset in memory")
+        return await close(*args, **given)
+
+    monkeypatch.setattr(pump_module.scripts, "close_response", loading)
+    journal = await plant.submit()
+    plant.source.say("text", finish=Finish("stop"))
+    await run(await plant.job())
+    assert await text(journal) == "text"
+    await done(journal)
 
 
 @pytest.mark.usefixtures("quick_retries")
