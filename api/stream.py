@@ -165,7 +165,6 @@ class Consumer:
         if self.live and self.outlet.room >= self._entry_bytes:
             self._read_log()
         else:
-            self.live = False  # what comes by the journal moves the group itself
             self._read_journal()
 
     def _read_log(self) -> None:
@@ -173,7 +172,7 @@ class Consumer:
             min(self.outlet.room / self._entry_bytes, self.outlet.credit.entries - self.ledger.pending)
         )
         if count < 1:
-            self._check_later()
+            self._read_journal()
             return
         # A few round counts, so that the command need not be packed for every token.
         count = 1 << (count.bit_length() - 1)
@@ -183,6 +182,7 @@ class Consumer:
         self._reading = self._ask(lambda: self.journal.wire.send_packed(command), self._on_log)
 
     def _read_journal(self) -> None:
+        self.live = False  # what comes by the journal moves the group itself
         room = self.outlet.room_behind
         if room <= 0:
             self._check_later()
@@ -212,7 +212,8 @@ class Consumer:
             self._take_entries(entries)
             self.node.metrics.delivered(self.node.topology.server_time() - entries[0].time_us / 1e6)
         elif self.head > self.ledger.sent:
-            self.live = False  # not in the log for this group: a failover, or another's last read
+            self._read_journal()  # not in the log for this group: a failover, or another's last read
+            return
         self.step()
 
     def _take_entries(self, entries: list[Entry]) -> None:
@@ -244,8 +245,8 @@ class Consumer:
         self.outlet.epoch = max(self.outlet.epoch, int(epoch.result() or 0))
         before, data = self.ledger.sent, reply.result()
         self._take(data, before)
-        if self.ledger.sent == before and data:
-            self._check_later()  # the next record does not fit the credit that is left
+        if self.ledger.sent == before and (data or self.head > before):
+            self._check_later()  # the next record does not fit the credit that is left, or a failover lost it
             return
         self.step()
 

@@ -231,7 +231,9 @@ class FakeServer:
         if not found.pending:
             return found.last.end
         oldest = found.pending[0]
-        return next((entry_id.end - len(data) for entry_id, data in self.log if entry_id == oldest), 0)
+        # Of a log that was trimmed, the first entry does not tell whether unread ones stood before it.
+        starts = [entry_id.end - len(data) for entry_id, data in self.log[1:] if entry_id == oldest]
+        return min(found.last.end, *starts) if starts else 0
 
     def run(self, args: list[bytes]) -> Any:
         """Execute a command; its reply, an exception as itself."""
