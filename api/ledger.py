@@ -58,6 +58,10 @@ class Ledger:
             offset = max(offset, marks.popleft()[1])
         return offset
 
+    def forget(self) -> None:
+        """No entry is pending any more: the group was put back to what is confirmed."""
+        self._pending.clear()
+
     def confirm(self, offset: int) -> list[bytes]:
         """The client has it up to `offset`; returns the entries that are acknowledged by that."""
         self.confirmed = offset

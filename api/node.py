@@ -41,7 +41,7 @@ class Node:
         self._responses: dict[str, set[Consumer]] = {}
         self._emptied = asyncio.Event()
         for wire in topology.wires():
-            wire.on_reconnect(self._ring_all)
+            wire.on_reconnect(self._recover)
 
     @property
     def consumers(self) -> list[Consumer]:
@@ -197,18 +197,19 @@ class Node:
             if word == "ack":
                 consumer.acknowledge(int(value))
             elif word == "attached" and value != consumer.connection:
-                self._supersede(consumer)
+                self.supersede(consumer)
 
     @staticmethod
-    def _supersede(consumer: Consumer) -> None:
+    def supersede(consumer: Consumer) -> None:
+        """A newer connection has the consumer's name: tell this one, and end it."""
         if consumer.is_open:
             message = "a newer connection has taken this consumer over"
             consumer.say(sse.private("error", {"code": "superseded", "message": message, "retryable": False}))
         consumer.end(Ending.SUPERSEDED)
 
-    def _ring_all(self) -> None:
+    def _recover(self) -> None:
         for consumer in self.consumers:
-            consumer.sweep()
+            consumer.recover()
 
     def _sample(self) -> None:
         metrics, now = self.metrics, self.loop.time()

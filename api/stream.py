@@ -16,8 +16,10 @@ from api import sse
 from api.condition import Condition
 from api.ending import Ending
 from api.ledger import Credit
+from api.logreads import LogReads
 from api.outlet import Outlet
 from api.protocol import ClientSocket
+from api.recheck import Recheck
 from relay.backlog import Backlog
 from relay.errors import OutOfMemory, Unavailable
 from relay.events import decode
@@ -28,7 +30,6 @@ from relay.scripts import Attached
 if TYPE_CHECKING:
     from api.node import Node
 
-_CHECK_FIRST_S, _CHECK_LAST_S = 0.004, 0.128
 # A live reader's confirmations go together: one XACK for several tokens, at most this late.
 _CONFIRM_EVERY_S = 0.05
 
@@ -62,12 +63,10 @@ class Consumer:
         self._confirmed_at = 0.0
         self.backlog = Backlog()
         self.condition = Condition(node.loop.time(), 0)
-        self._entry_bytes = 64.0  # moving average, to ask for no more than the credit holds
-        self._commands: dict[int, bytes] = {}
+        self._log = LogReads(journal, name, connection)
         self._reading = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._check_s = _CHECK_FIRST_S
-        socket.on_lost(self._lost)
+        self._recheck = Recheck(node.loop, self.step)
+        socket.on_lost(lambda: self.end(Ending.DISCONNECTED))
 
     @property
     def lag(self) -> int:
@@ -110,8 +109,7 @@ class Consumer:
         """Stop; the first reason counts. Whoever awaits `ended` closes the response."""
         if self.ended.done():
             return
-        if self._timer is not None:
-            self._timer.cancel()
+        self._recheck.cancel()
         self.ended.set_result(ending)
 
     def say(self, data: bytes) -> None:
@@ -132,6 +130,27 @@ class Consumer:
         if quiet_s >= self.node.settings.keepalive_s and not self.outlet.socket.outstanding():
             self.say(sse.KEEPALIVE)
 
+    def recover(self) -> None:
+        """The connection to Redis broke: begin again at what is confirmed; the rest is unknown."""
+        if not self.is_open:
+            return
+        self.live = False
+        offset = self.ledger.confirmed
+        reset = self._ask(lambda: self.journal.send_reset(self.name, self.connection, offset), self._on_reset)
+        self._reading = reset  # nothing else is read before the answer
+
+    def _on_reset(self, reply: Reply) -> None:
+        self._reading = False
+        if not self._answer(reply):
+            return
+        if reply.result() == 1:
+            self.ledger.forget()
+            self._read_journal()
+        elif reply.result() == 0:
+            self.node.supersede(self)
+        else:
+            self.end(Ending.LOST)
+
     def step(self) -> None:
         """Confirm what can be, then read on if there is news and credit."""
         if not self.is_open:
@@ -142,12 +161,12 @@ class Consumer:
             if not ledger.unconfirmed or outlet.credit.explicit:
                 self.end(Ending.TERMINAL)
             else:
-                self._check_later()
+                self._recheck.later()
         elif not self._reading:
             if self.head > ledger.sent:
                 self._read()
             elif ledger.frames and not self.live:
-                self._check_later()
+                self._recheck.later()
 
     # --- reading
 
@@ -162,30 +181,23 @@ class Consumer:
             self.journal.post_moved(self.name, ledger.confirmed)
         elif ledger.unconfirmed * 2 > credit.size or ledger.pending >= credit.entries:
             self.live = False
-        if self.live and self.outlet.room >= self._entry_bytes:
+        if self.live and self.outlet.room >= self._log.entry_bytes:
             self._read_log()
         else:
             self._read_journal()
 
     def _read_log(self) -> None:
-        count = int(
-            min(self.outlet.room / self._entry_bytes, self.outlet.credit.entries - self.ledger.pending)
-        )
-        if count < 1:
+        count = self._log.count(self.outlet.room, self.outlet.credit.entries - self.ledger.pending)
+        if count:
+            self._reading = self._ask(lambda: self._log.send(count), self._on_log)
+        else:
             self._read_journal()
-            return
-        # A few round counts, so that the command need not be packed for every token.
-        count = 1 << (count.bit_length() - 1)
-        command = self._commands.get(count)
-        if command is None:
-            command = self._commands[count] = self.journal.read_command(self.name, self.connection, count)
-        self._reading = self._ask(lambda: self.journal.wire.send_packed(command), self._on_log)
 
     def _read_journal(self) -> None:
         self.live = False  # what comes by the journal moves the group itself
         room = self.outlet.room_behind
         if room <= 0:
-            self._check_later()
+            self._recheck.later()
             return
         try:
             data = self.journal.send_range(self.ledger.sent, room)
@@ -222,7 +234,7 @@ class Consumer:
         parts = []
         for entry in entries:
             start = entry.end - len(entry.data)
-            self._entry_bytes += (len(entry.data) - self._entry_bytes) / 8
+            self._log.note(len(entry.data))
             self.ledger.read(entry.end, entry.id)
             if start <= end < entry.end:
                 parts.append(entry.data[end - start :] if start < end else entry.data)
@@ -246,7 +258,7 @@ class Consumer:
         before, data = self.ledger.sent, reply.result()
         self._take(data, before)
         if self.ledger.sent == before and (data or self.head > before):
-            self._check_later()  # the next record does not fit the credit that is left, or a failover lost it
+            self._recheck.later()  # it does not fit the credit that is left, or a failover lost it
             return
         self.step()
 
@@ -279,22 +291,9 @@ class Consumer:
 
     def _confirm_to(self, offset: int) -> None:
         self.backlog.confirmed(offset)
-        self._check_s = _CHECK_FIRST_S
+        self._recheck.soon()
         ids = self.ledger.confirm(offset)
         if ids:
             self.journal.post_ack(self.name, ids)
         if not self.live and not self.ledger.pending:
             self.journal.post_moved(self.name, offset)
-
-    def _check_later(self) -> None:
-        """Out of credit, or waiting for the last bytes: look again soon, less and less often."""
-        if self._timer is None:
-            self._timer = self.node.loop.call_later(self._check_s, self._check)
-            self._check_s = min(self._check_s * 2, _CHECK_LAST_S)
-
-    def _check(self) -> None:
-        self._timer = None
-        self.step()
-
-    def _lost(self) -> None:
-        self.end(Ending.DISCONNECTED)

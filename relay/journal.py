@@ -171,6 +171,10 @@ class Journal:
         """Ask for `size` bytes of the journal from `start`."""
         return self.wire.send("GETRANGE", self.keys.journal, start, start + size - 1)
 
+    def send_reset(self, consumer: str, connection: str, offset: int) -> Reply:
+        """Put a consumer back to `offset` after a break: 1, 0 (replaced by a newer one) or -1 (gone)."""
+        return scripts.send_reset(self.wire, self.keys, consumer, connection, offset)
+
     def send_epoch(self) -> Reply:
         """Ask for the newest epoch. Sent after a range, it is at least that of every byte in the range."""
         return self.wire.send("HGET", self.keys.meta, "epoch")

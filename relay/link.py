@@ -18,7 +18,9 @@ Argument = str | bytes | int | float
 Reply = asyncio.Future[Any]
 
 _MORE = object()
-_BUSY = frozenset(("LOADING", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "READONLY", "BUSY", "NOREPLICAS"))
+_BUSY = frozenset(
+    ("LOADING", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "READONLY", "BUSY", "NOREPLICAS", "MISCONF")
+)
 
 
 def pack(*args: Argument) -> bytes:

@@ -49,7 +49,8 @@ ATTACH = Script("attach_consumer")
 DETACH = Script("detach_consumer")
 NOTE_HEALTH = Script("note_health")
 COUNT = Script("count_entries")
-ALL = (OPEN, CLAIM, APPEND, CLOSE, RENEW, RELEASE, CANCEL, ATTACH, DETACH, NOTE_HEALTH, COUNT)
+RESET = Script("reset_consumer")
+ALL = (OPEN, CLAIM, APPEND, CLOSE, RENEW, RELEASE, CANCEL, ATTACH, DETACH, NOTE_HEALTH, COUNT, RESET)
 
 
 async def load(wire: Wire) -> None:
@@ -258,6 +259,11 @@ def post_detach(wire: Wire, keys: Keys, *, consumer: str, connection: str, offse
 async def count_entries(wire: Wire, keys: Keys, offset: int) -> int:
     """How many entries of the log end after `offset`."""
     return int(await COUNT.run(wire, (keys.log,), (offset,)))
+
+
+def send_reset(wire: Wire, keys: Keys, consumer: str, connection: str, offset: int) -> Reply:
+    """Put a consumer back to what is confirmed; with its text, for the server may be a new one."""
+    return wire.send("EVAL", RESET.text, 1, keys.log, consumer, connection, offset)
 
 
 def post_health(wire: Wire, keys: Keys, field: str, value: str) -> None:

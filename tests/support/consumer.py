@@ -301,6 +301,17 @@ class FakeServer:
         assert sha.decode() == scripts.DETACH.sha
         return self._detach(*args)
 
+    def eval(self, text: bytes, _count: bytes, _key: bytes, group: bytes, member: bytes, at: bytes) -> int:
+        """`reset_consumer`, retold."""
+        assert text.decode() == scripts.RESET.text
+        found = self.groups.get(group)
+        if self.gone or found is None:
+            return -1
+        if found.member != member:
+            return 0
+        self.groups[group] = Group(StreamId(int(at), LAST_SEQUENCE), member)
+        return 1
+
     def _attach(self, group: bytes, member: bytes, at: bytes, epoch: bytes, limit: bytes, *_: bytes) -> Any:
         if self.gone:
             return [b"GONE"]
@@ -483,6 +494,7 @@ class Rig:
             metrics=self.metrics,
             settings=SimpleNamespace(keepalive_s=keepalive_s),
             topology=SimpleNamespace(server_time=lambda: 0.0),
+            supersede=Node.supersede,
         )
         self.consumer = Consumer(
             cast("Node", node),

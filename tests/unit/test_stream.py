@@ -726,6 +726,50 @@ async def test_a_drain_sends_every_reader_elsewhere() -> None:
     assert served.metrics.endings == {"drained": 2}
 
 
+def _broken(rig: Rig) -> None:
+    """The connection breaks with what is in flight, and is there again."""
+    rig.wire.break_connection()
+    rig.wire.connected = True
+    rig.consumer.recover()
+    rig.append("b")
+    rig.settle()
+
+
+def test_its_place_in_redis_follows_after_a_lost_reply() -> None:
+    """A reply lost with its connection leaves no pending entry behind that nobody knows of."""
+    rig = live_rig()
+    rig.append("a")
+    rig.wire.deliver()
+    rig.wire.execute()  # given out, as the server sees it
+    _broken(rig)
+    assert not rig.consumer.ended.done()
+    assert rig.server.position(b"c") == len(rig.server.journal)
+
+
+def test_its_place_in_redis_follows_after_a_lost_acknowledgement() -> None:
+    """An XACK lost with its connection is made good."""
+    rig = live_rig()
+    rig.append("a")
+    rig.wire.deliver()
+    rig.wire.execute()
+    rig.wire.deliver()
+    rig.socket.take()
+    rig.turn()
+    assert rig.wire.sent  # the XACK
+    _broken(rig)
+    assert not rig.consumer.ended.done()
+    assert rig.server.position(b"c") == len(rig.server.journal)
+
+
+def test_a_reader_that_was_replaced_during_a_break_is_told() -> None:
+    """It missed the bell that said so: the reset finds out, and does not take the name back."""
+    rig = live_rig()
+    rig.server.groups[b"c"].member = b"newer"
+    _broken(rig)
+    assert rig.consumer.ended.result() is Ending.SUPERSEDED
+    assert rig.server.groups[b"c"].member == b"newer"
+
+
 async def test_after_a_reconnect_every_reader_looks() -> None:
     """Rings may have been missed while the connection was away: nobody waits for the next one."""
     served = Served()
