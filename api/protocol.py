@@ -26,6 +26,13 @@ from relay.settings import Settings
 
 EXTENSION = "relay.socket"
 WRITE_BUFFER_HIGH = 4096
+HEAD_MAX_BYTES, HEAD_WITHIN_S = 65_536, 30.0  # of a request's line and headers
+_HEAD_TOO_LARGE = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\n"
+    b"content-type: application/json\r\ncontent-length: 112\r\n\r\n"
+    b'{"error":{"message":"the headers are too large","type":"invalid_request_error",'
+    b'"code":"too_large","param":null}}'
+)
 _SIOCOUTQ = 0x5411  # TIOCOUTQ: unsent and unacknowledged bytes of a socket
 _HAS_OUTQ = sys.platform == "linux"
 _ZERO = b"\0\0\0\0"
@@ -114,16 +121,45 @@ class RelayProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=WRITE_BUFFER_HIGH)
         self._client_socket = ClientSocket(transport)
+        self._begin_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the reader, if there is one: it does not wait in `receive`."""
         super().connection_lost(exc)
+        self._head_timer.cancel()
         self._client_socket.lost()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse; a head that is not whole after HEAD_MAX_BYTES is answered 431 and ended."""
+        super().data_received(data)
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_MAX_BYTES and not self.transport.is_closing():
+                self.transport.write(_HEAD_TOO_LARGE)
+                self.transport.close()
 
     def on_message_begin(self) -> None:
         """Each request of the connection sees the same socket."""
         super().on_message_begin()
         cast("dict[str, Any]", self.scope)["extensions"] = {EXTENSION: self._client_socket}
+        self._head_timer.cancel()
+        self._begin_head()
+
+    def on_headers_complete(self) -> None:
+        """The head is whole: its bounds are behind it."""
+        self._in_head = False
+        self._head_timer.cancel()
+        super().on_headers_complete()
+
+    def _begin_head(self) -> None:
+        self._in_head = True
+        self._head_bytes = 0
+        self._head_timer = self.loop.call_later(HEAD_WITHIN_S, self._head_is_late)
+
+    def _head_is_late(self) -> None:
+        # Whoever connects and says nothing, or a byte now and then, holds no connection for ever.
+        if self._in_head:
+            self.transport.close()
 
 
 def listen(host: str, port: int, settings: Settings) -> socket.socket:
