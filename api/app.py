@@ -17,7 +17,8 @@ def create_app(state: State) -> FastAPI:
         title="relay",
         version="0.1.0",
         description="LLM token streams with backpressure: create a response, read it by SSE, resume.",
-        openapi_url="/openapi.json",
+        # Every call but health needs a key where there are keys, and FastAPI's own pages ask for none.
+        openapi_url=None if state.locks.required else "/openapi.json",
         redoc_url=None,
     )
     app.state.relay = state

@@ -27,7 +27,7 @@ class Locks:
     """The configured keys, as digests."""
 
     def __init__(self, settings: Settings) -> None:
-        self._required = settings.require_keys or bool(settings.api_keys)
+        self.required = settings.require_keys or bool(settings.api_keys)
         self._owners: dict[bytes, str] = {}
         for secret in settings.api_keys:
             name, _, key = secret.get_secret_value().rpartition(":")
@@ -39,7 +39,7 @@ class Locks:
 
         Raises Unauthorized for a bad key, and for none where one is needed.
         """
-        if not self._required:
+        if not self.required:
             return Caller(ANYONE, None)
         scheme, _, credential = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and credential:
