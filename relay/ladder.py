@@ -8,12 +8,11 @@
     4 SHORTEN   held at the window, and not moving, for pause_max      the answer ends here, well-formed
     5 CANCEL    no consumer for abandon_after                          the generation ends
 
-PAUSE ends at half the window, in PACE. COALESCE and PACE end after 1 s in which no queue stood for 1 s: in
-LIVE when the oldest record is at most 0.2 s old and the flush interval back at its low end. PACE goes
-on for as long as it binds: until the source gives less than it may, or the consumer takes a whole window
-within 0.5 s, so that no queue older than that can stand; where the longer interval is still needed it
-becomes COALESCE. For a reader that makes the ladder go up and down these times grow, and the interval
-comes down slower still, by their square, or it is past the right one before the queue shows it.
+PAUSE ends at half the window, in PACE. COALESCE and PACE end in LIVE after 1 s in which no queue stood for
+1 s, when the oldest record is at most 0.2 s old and the flush interval back at its low end. PACE goes on
+for as long as it binds: until the source gives less than it may, or the consumer takes a whole window
+within 0.5 s, so that no queue older than that can stand; where the interval is still needed then it
+becomes COALESCE. What was eased too soon is eased more slowly the next time, up to 16 times (Damping).
 
 The window itself is no level. `is_paused` holds at once from the window down to half of it, and nobody is
 told while that lasts less than 0.5 s: a fast upstream and a fast reader touch it many times a second.
@@ -35,10 +34,9 @@ TOLD_AFTER_S = 0.5  # of a pause
 LEAVE_AFTER_S, LEAVE_SOJOURN_S = 1.0, 0.2
 # Half the pace at which people read: a reader that takes less than this over a whole pause takes nothing.
 LEAST_TOKENS_PER_S = 2.5
-# Something was confirmed this recently: the reader reads, and is slow; otherwise it has stopped.
-READING_S = 1.0
-# A climb this soon after a step down, by a reader that reads, shows that the step was too soon.
-TOO_SOON_S = 30.0
+# A step up so soon after a step down, by a reader that confirmed something just now: it had not stopped, it
+# is slow, and the step down was too soon.
+TOO_SOON_S, READING_S = 10.0, 1.0
 # Time in which nobody looked counts for so much at most: an outage of Redis is not the reader's fault.
 LOOK_GAP_S = 5.0
 
@@ -146,18 +144,19 @@ class Ladder:
         self._queue = MinimumSojourn(TARGET_S, INTERVAL_S)
         self._drain = DrainRate()
         self._flush = Aimd(terms.flush_s)
-        self._pace = Pace(TARGET_S)
+        self._pace = Pace(0.0, TARGET_S)
         self._damping = Damping()
         self._seen_at: float | None = None
         self._is_live = False
         self._alone_s = 0.0
         self._confirmed = self._produced = 0
-        self._moved_at = 0.0  # when something was last confirmed
+        self._moved_at, self._is_reading = 0.0, False  # when something was last confirmed, and lately
         self._held_at: float | None = None  # since when a live consumer's lead is at the window
         self._stuck_s = 0.0  # for how long of that next to nothing was confirmed
         self._stuck_from = 0
-        self._calm_at: float | None = None  # since when no queue stood, above LIVE
-        self._down_at: float | None = None
+        self._is_free = True  # the pace, if any, holds nothing back
+        self._eased_at = float("-inf")  # the last step down
+        self._calm_at: float | None = None  # since when no queue stands, above LIVE
         self._steps: list[Step] = []
         self._live = Decision(Level.LIVE, terms.flush_s)
 
@@ -167,7 +166,7 @@ class Ladder:
         """
         elapsed_s = 0.0 if self._seen_at is None else min(max(0.0, seen.now_s - self._seen_at), LOOK_GAP_S)
         self._seen_at = seen.now_s
-        if self.level >= Level.SHORTEN:
+        if self.level in ENDS:
             return self._decision(is_paused=True)
         if self.terms.background or seen.source_done:
             return self._live._replace(level=self.level)
@@ -206,6 +205,7 @@ class Ladder:
         self._drain.observe(now_s, confirmed)
         if confirmed != self._confirmed:
             self._confirmed, self._moved_at = confirmed, now_s
+        self._is_reading = now_s - self._moved_at < READING_S
         if self.level is Level.LIVE:
             self._damping.rest(elapsed_s)
         else:
@@ -244,48 +244,49 @@ class Ladder:
             self._go(Level.SHORTEN, f"the reader took next to nothing for {pause_max_s:g} s")
 
     def _adjust(self, seen: Observation, elapsed_s: float) -> None:
-        """The measures in force above LIVE, and since when they could be eased."""
+        """The measures in force above LIVE: first the pace opens, then the interval comes down."""
         is_congested = seen.sojourn_s >= TARGET_S
-        self._flush.observe(elapsed_s, is_congested=is_congested, caution=self._damping.factor**2)
         if self.level >= Level.PACE:
             self._set_pace(seen, elapsed_s, seen.confirmed_bytes + seen.lead_bytes - self._produced)
+            takes_windows = (self._drain.bytes_per_s or 0.0) * TARGET_S >= self.terms.window_bytes
+            self._is_free = takes_windows or not self._pace.is_binding
+        if is_congested or self._is_free:
+            self._flush.observe(elapsed_s, is_congested=is_congested, caution=self._damping.factor**1.5)
         if self._queue.above_s >= LEAVE_AFTER_S:
-            if self._calm_at is not None and seen.now_s - self._moved_at < READING_S:
+            if self._calm_at is not None and self._is_free and self._is_reading:
                 self._damping.note(was_too_soon=True)
             self._calm_at = None
-        elif self._calm_at is None and not is_congested:
+        elif self._calm_at is None:
             self._calm_at = seen.now_s
 
     def _ease(self, seen: Observation) -> None:
         """One step down, when its cause is gone."""
-        if self._calm_at is None or seen.now_s - self._calm_at < LEAVE_AFTER_S * self._damping.factor:
-            return
-        takes_windows = (self._drain.bytes_per_s or 0.0) * TARGET_S >= self.terms.window_bytes
-        if self.level is Level.PACE and self._pace.is_binding and not takes_windows:
-            return
-        if seen.sojourn_s <= LEAVE_SOJOURN_S and self._flush.value <= self._flush.low:
-            self._descend(Level.LIVE, seen.now_s, "the reader keeps up")
-        elif self.level is Level.PACE:
-            self._descend(Level.COALESCE, seen.now_s, "the reader keeps up with larger records")
+        now_s, leave_after_s = seen.now_s, LEAVE_AFTER_S * self._damping.factor
+        calm_s = 0.0 if self._calm_at is None or not self._is_free else now_s - self._calm_at
+        is_short = seen.sojourn_s <= LEAVE_SOJOURN_S and self._flush.value <= self._flush.low
+        if calm_s >= leave_after_s and is_short:
+            self._descend(Level.LIVE, now_s, "the reader keeps up")
+        elif calm_s >= leave_after_s + 0.5 and self.level is Level.PACE and seen.sojourn_s < TARGET_S:
+            self._descend(Level.COALESCE, now_s, "the reader keeps up with larger records")
 
     def _set_pace(self, seen: Observation, elapsed_s: float = 0.0, read_bytes: int = 0) -> None:
-        drain, floor = self._drain.bytes_per_s, self.terms.floor_tokens_per_s * seen.bytes_per_token
-        self._pace.observe(elapsed_s, read_bytes, drain=drain, sojourn_s=seen.sojourn_s, floor=floor)
+        held, drain = self._held_at is not None, self._drain.bytes_per_s or 0.0
+        self._pace.observe(elapsed_s, read_bytes, was_held=held, drain=drain, sojourn_s=seen.sojourn_s)
 
     def _climb(self, level: Level, seen: Observation, reason: str) -> None:
-        was_down = self._down_at is not None and seen.now_s - self._down_at < TOO_SOON_S
-        within_s = TOLD_AFTER_S / 2 if level is Level.PAUSE else READING_S
-        self._damping.note(was_too_soon=was_down and seen.now_s - self._moved_at < within_s)
+        # Whoever falls from LIVE to PAUSE may just have stopped; else a step down is taken back.
+        is_back = self.level is Level.PACE if level is Level.PAUSE else self._is_reading
+        self._damping.note(was_too_soon=is_back and seen.now_s - self._eased_at < TOO_SOON_S)
         if self.level < Level.PACE <= level:
-            self._pace = Pace(TARGET_S)
+            self._pace = Pace(max(1.0, self.terms.floor_tokens_per_s * seen.bytes_per_token), TARGET_S)
             self._set_pace(seen)
         self._calm_at = None
         self._go(level, reason)
 
     def _descend(self, level: Level, now_s: float, reason: str) -> None:
-        self._calm_at = self._down_at = now_s
-        if level is Level.LIVE:
-            self._flush = Aimd(self.terms.flush_s)
+        if level is not Level.COALESCE:
+            self._calm_at, self._flush = now_s, Aimd(self.terms.flush_s)
+        self._eased_at = now_s
         self._go(level, reason)
 
     def _go(self, level: Level, reason: str) -> None:
@@ -296,4 +297,4 @@ class Ladder:
         level, steps = self.level, tuple(self._steps)
         self._steps.clear()
         rate = self._pace.rate if level in (Level.PACE, Level.PAUSE) else None
-        return Decision(level, self._flush.value, rate, is_paused, ENDS.get(level), steps)
+        return Decision(level, self._flush.value, rate, is_paused or level in ENDS, ENDS.get(level), steps)

@@ -11,6 +11,7 @@
 Times are seconds of any monotonic clock and sizes are bytes. None of them keeps more than ten values.
 """
 
+import math
 from collections import deque
 from typing import NamedTuple
 
@@ -51,7 +52,7 @@ class MinimumSojourn:
     __slots__ = ("_above_at", "_seen_at", "above_s", "interval_s", "target_s")
 
     # Looks further apart than this say nothing of the time between: perhaps nobody could read.
-    LOOK_BACK_S = 0.5
+    LOOK_BACK_S = 1.0
 
     def __init__(self, target_s: float = 0.5, interval_s: float = 2.0) -> None:
         self.target_s = target_s
@@ -120,7 +121,6 @@ class Aimd:
 
     DOUBLES_IN_S = 0.5
     DOWN_PER_S = 2.0
-    _LEAST_S = 0.001  # zero cannot be doubled
 
     def __init__(self, low: float = 0.015, high: float = 0.5) -> None:
         self.low = low
@@ -131,7 +131,7 @@ class Aimd:
         """The interval after `elapsed_s` more; `caution` divides the speed of the way down."""
         if is_congested:
             doubled = 2.0 ** min(elapsed_s / self.DOUBLES_IN_S, 10.0)
-            self.value = min(self.high, max(self.value, self._LEAST_S) * doubled)
+            self.value = min(self.high, max(self.value, 0.001) * doubled)  # zero cannot be doubled
         else:
             self.value = max(self.low, self.value - self.DOWN_PER_S * elapsed_s / caution)
         return self.value
@@ -140,45 +140,47 @@ class Aimd:
 class Pace:
     """The rate at which a source is read, so that its consumer stays about `target_s` behind.
 
-    The rate is the measured drain times a gain that falls with the sojourn: 4 without a queue, 1 at the
-    target, 1/2 from one and a half targets on; and never under the floor. At the target both rates are the
-    same, so a steady consumer gets a steady source; when it takes more the rate follows by itself.
+    The rate is the measured drain times a gain that falls with the least sojourn of half a second: 4
+    without a queue, 1 at the target, 1/2 from one and a half targets on; never under the floor. So a steady
+    consumer gets a steady source, and one that takes more gets more, at most twice as much each 0.25 s.
     """
 
-    __slots__ = ("_low", "_low_before", "_slot_s", "_target_s", "_unused", "is_binding", "rate")
+    __slots__ = ("_floor", "_least", "_least_before", "_slot_s", "_target_s", "_unused", "is_binding", "rate")
 
     GAIN_MOST, GAIN_LEAST = 4.0, 0.5
-    SLOT_S = 0.3
+    SLOT_S, DOUBLES_IN_S = 0.25, 0.25
 
-    def __init__(self, target_s: float = 0.5) -> None:
+    def __init__(self, floor: float, target_s: float = 0.5) -> None:
+        self._floor = floor
         self._target_s = target_s
-        self._slot_s = self._low = self._low_before = 0.0  # the least rates of this slot and the last
+        # The least sojourn of this quarter of a second, and of the one before.
+        self._least = self._least_before = math.inf
+        self._slot_s = 0.0
         self._unused = 0.0  # bytes allowed and not read; negative when a batch ran ahead
         self.is_binding = True  # the source uses what it may: not a quarter of the last second's is left
-        self.rate = 0.0
+        self.rate = floor
 
     def observe(
-        self, elapsed_s: float, read_bytes: int, *, drain: float | None, sojourn_s: float, floor: float
+        self, elapsed_s: float, read_bytes: int, *, was_held: bool, drain: float, sojourn_s: float
     ) -> None:
-        """So much was read of the source in the last `elapsed_s`; sets the rate from now on."""
-        # What was allowed for a moment only was not really offered; and nothing is saved up for long.
-        low = min(self._low, self._low_before)
-        unused = self._unused + low * elapsed_s - read_bytes
+        """What was read in the last `elapsed_s`, or held at the window; sets the rate from now on."""
+        # Nothing is saved up for long, on either side.
+        unused = self._unused - read_bytes + (0.0 if was_held else self.rate * elapsed_s)
         self._unused = max(unused, -4.0 * self.rate) if unused <= 0 else unused / (1.0 + elapsed_s)
-        self.is_binding = self._unused <= low / 4
-        gain = self.GAIN_MOST ** (1.0 - max(0.0, sojourn_s) / self._target_s)
-        self.rate = max(floor, (drain or 0.0) * max(self.GAIN_LEAST, gain))
+        self.is_binding = self._unused <= self.rate / 4
         self._slot_s += elapsed_s
-        self._low = min(self._low, self.rate)
         if self._slot_s >= self.SLOT_S:
-            self._low_before, self._low, self._slot_s = self._low, self.rate, 0.0
+            self._least_before, self._least, self._slot_s = self._least, math.inf, 0.0
+        self._least = min(self._least, sojourn_s)
+        gain = self.GAIN_MOST ** (1.0 - min(self._least, self._least_before) / self._target_s)
+        most = max(self.rate, drain) * 2.0 ** (elapsed_s / self.DOUBLES_IN_S)
+        self.rate = max(self._floor, min(most, drain * max(self.GAIN_LEAST, gain)))
 
 
 class Pacer:
     """Keeps a reader of batches to a rate: after a batch it waits until the rate has caught up with it.
 
-    Over any time no more is read than the rate gives in it, one batch and TOLERANCE_S at the rate. A rate
-    that rises shortens a wait that has begun.
+    It reads at most what the rate gives, a batch and TOLERANCE_S more; a rate that rises shortens the wait.
     """
 
     __slots__ = ("_at_s", "_debt")
