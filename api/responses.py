@@ -14,7 +14,7 @@ from relay import keys, scripts
 from relay.errors import Conflict, InvalidValue, Unavailable
 from relay.events import Channel, encode, event
 from relay.jobs import Jobs
-from relay.journal import HEALTH, ConsumerState, Journal, Snapshot
+from relay.journal import HEALTH, LIVE_MS, ConsumerState, Journal, Snapshot
 from relay.lifecycle import FinishReason, Status
 from relay.models import Registry
 from relay.requests import StreamRequest
@@ -23,7 +23,6 @@ from relay.topology import Topology
 
 IDEMPOTENCY_S = 86_400
 RECENT = 100  # responses listed for an owner
-LIVE_MS = 5000  # a connection that was not heard of for longer counts as detached
 _NO_UNICODE = (orjson.JSONEncodeError, PydanticSerializationError, UnicodeEncodeError)
 _EMPTY_SHA256 = hashlib.sha256().hexdigest()
 

@@ -19,6 +19,8 @@ from relay.wire import Wire
 
 HEALTH = "health:"  # prefix of a consumer's field in the meta
 SLICE_BYTES = 65_536  # of one GETRANGE: bounds the reply that a text or a walk holds in memory
+# A consumer whose connection was not heard of for longer counts as detached: nodes say so every second.
+LIVE_MS = 5000
 MAX_GROUPS = 128  # consumers of one response; more are refused with 429
 _LAST_SEQUENCE = "18446744073709551615"
 # One below the largest ID: that one is how a server writes `>` to itself, and would read a new entry.

@@ -5,11 +5,8 @@ from typing import Literal
 
 from relay.backlog import Backlog
 from relay.errors import RelayError
-from relay.journal import Journal
+from relay.journal import LIVE_MS, Journal
 from workers.writer import Writer
-
-# A consumer whose connection was not heard of for this long does not count: nodes sweep every second.
-LIVE_MS = 5000
 
 
 class Readers:
