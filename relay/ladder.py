@@ -22,11 +22,13 @@ of the pause is not reset, or a client could hold a source for ever by reconnect
 background is held back by no reader: it is always LIVE, and bounded by its largest size.
 """
 
+import math
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import Literal, NamedTuple
 
-from relay.pressure import Aimd, Damping, DrainRate, MinimumSojourn, Pace, WaterMarks
+from relay.pace import Pace
+from relay.pressure import Aimd, Damping, DrainRate, MinimumSojourn, WaterMarks
 
 TARGET_S, INTERVAL_S = 0.5, 2.0
 PACE_SOJOURN_S = 2.0
@@ -36,7 +38,7 @@ LEAVE_AFTER_S, LEAVE_SOJOURN_S = 1.0, 0.2
 LEAST_TOKENS_PER_S = 2.5
 # A step up so soon after a step down, by a reader that confirmed something just now: it had not stopped, it
 # is slow, and the step down was too soon.
-TOO_SOON_S, READING_S = 10.0, 1.0
+TOO_SOON_S, READING_S, NEW_S = 10.0, 1.0, 3.0
 # Time in which nobody looked counts for so much at most: an outage of Redis is not the reader's fault.
 LOOK_GAP_S = 5.0
 
@@ -77,10 +79,7 @@ MOVES: dict[tuple[Level, Level], Kind] = {
     (Level.PACE, Level.PAUSE): Kind.PAUSED,
     (Level.PAUSE, Level.PACE): Kind.RESUMED,
     (Level.PAUSE, Level.SHORTEN): Kind.SHORTENED,
-    (Level.LIVE, Level.CANCEL): Kind.CANCELLED,
-    (Level.COALESCE, Level.CANCEL): Kind.CANCELLED,
-    (Level.PACE, Level.CANCEL): Kind.CANCELLED,
-    (Level.PAUSE, Level.CANCEL): Kind.CANCELLED,
+    **{(level, Level.CANCEL): Kind.CANCELLED for level in Level if level < Level.SHORTEN},
 }
 End = Literal["shorten", "abandon"]
 ENDS: dict[Level, End] = {Level.SHORTEN: "shorten", Level.CANCEL: "abandon"}
@@ -181,12 +180,10 @@ class Ladder:
 
     def _arrive(self, seen: Observation) -> None:
         """A consumer is there (again), and is not judged by what came before it."""
-        self._is_live = True
-        self._alone_s = 0.0
+        self._is_live, self._alone_s = True, 0.0
         self._queue = MinimumSojourn(TARGET_S, INTERVAL_S)
         self._drain = DrainRate()
-        self._held_at = None
-        self._calm_at = seen.now_s
+        self._held_at, self._calm_at = None, seen.now_s
         self._stuck_from = seen.confirmed_bytes
 
     def _wait_alone(self, elapsed_s: float) -> None:
@@ -270,8 +267,11 @@ class Ladder:
             self._descend(Level.COALESCE, now_s, "the reader keeps up with larger records")
 
     def _set_pace(self, seen: Observation, elapsed_s: float = 0.0, read_bytes: int = 0) -> None:
-        held, drain = self._held_at is not None, self._drain.bytes_per_s or 0.0
-        self._pace.observe(elapsed_s, read_bytes, was_held=held, drain=drain, sojourn_s=seen.sojourn_s)
+        # A queue of half the window stands: the pace leads to less than that, but for who was just resumed.
+        is_new = seen.now_s - self._eased_at < NEW_S
+        room = math.inf if is_new else self._window.low - seen.lead_bytes
+        drain, is_held = self._drain.bytes_per_s or 0.0, self._held_at is not None
+        self._pace.observe(elapsed_s, read_bytes, drain, seen.sojourn_s, room, was_held=is_held)
 
     def _climb(self, level: Level, seen: Observation, reason: str) -> None:
         # Whoever falls from LIVE to PAUSE may just have stopped; else a step down is taken back.

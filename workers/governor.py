@@ -14,7 +14,7 @@ from collections.abc import Callable
 import structlog
 
 from relay.ladder import Decision, Kind, Ladder, Level, Observation, Step, Terms
-from relay.pressure import Pacer
+from relay.pace import Pacer
 from workers.metrics import Metrics
 from workers.readers import Readers
 from workers.sources.base import Generation
