@@ -12,6 +12,8 @@ import asyncio
 import random
 from typing import NamedTuple
 
+import structlog
+
 from api.metrics import Metrics
 from api.watch import Watch
 from relay.errors import Draining, InvalidValue, Overloaded
@@ -20,7 +22,13 @@ from relay.models import Model, Registry
 from relay.requests import StreamRequest
 from relay.settings import Settings
 
+log = structlog.get_logger("relay.api")
+
 RETRY_LEAST_S, RETRY_MOST_S = 1.0, 30.0
+# Those who are refused together must not come back together, however long the queue: so is the spread.
+RETRY_SPREAD_S = 10.0
+# A refusal is cheap, and a flood of them must not become a flood of lines: at most one for each reason.
+SHED_LINE_EVERY_S = 1.0
 # The bound is soft by what other nodes let in meanwhile; a round trip for each create would cost more.
 DEPTH_FOR_S = 0.1
 
@@ -46,6 +54,7 @@ class Admission:
         self.draining = False
         self._depth = 0
         self._look_again_at = 0.0
+        self._told: dict[str, tuple[float, float]] = {}  # by reason: when it was logged, and the count then
 
     async def admit(self, request: StreamRequest, model: Model) -> Admitted:
         """Raises Draining, Overloaded (with a jittered retry_after_s) or InvalidValue."""
@@ -88,14 +97,22 @@ class Admission:
             raise self._shed("degrade", f"it would have to be degraded now ({reason}), and asks not to be")
         for notice in notices:
             self._metrics.degraded[str(notice["kind"])] += 1
+            log.info("degraded", **notice)
         return Admitted(request.model_copy(update=changes), notices)
 
     def _shed(self, reason: str, message: str) -> Overloaded:
         self._metrics.shed[reason] += 1
-        wait_s = self._watch.queue_wait_s * random.uniform(0.75, 1.5) + random.uniform(0, 2)
+        self._log_shed(reason)
         return Overloaded(
-            f"{message}: try again later", retry_after_s=min(max(RETRY_LEAST_S, wait_s), RETRY_MOST_S)
+            f"{message}: try again later", retry_after_s=retry_after_s(self._watch.queue_wait_s)
         )
+
+    def _log_shed(self, reason: str) -> None:
+        now, count = asyncio.get_running_loop().time(), self._metrics.shed[reason]
+        told_at, told = self._told.get(reason, (-SHED_LINE_EVERY_S, 0))
+        if now - told_at >= SHED_LINE_EVERY_S:
+            self._told[reason] = now, count
+            log.warning("shed", reason=reason, refused=count - told, level=self._watch.pressure.level)
 
     async def _active(self) -> int:
         """Responses queued or running, this request included; a look at the queue serves for DEPTH_FOR_S."""
@@ -105,6 +122,13 @@ class Admission:
             self._depth = await self._jobs.depth()
         self._depth += 1
         return self._depth - 1
+
+
+def retry_after_s(queue_wait_s: float) -> float:
+    """When to come back: about when the queue as it is will have passed, spread, within the bounds."""
+    earliest = min(max(RETRY_LEAST_S, 0.75 * queue_wait_s), RETRY_MOST_S - RETRY_SPREAD_S)
+    latest = min(max(earliest + 2.0, 1.5 * queue_wait_s), RETRY_MOST_S)
+    return random.uniform(earliest, latest)
 
 
 def _notice(kind: str, level: int, reason: str) -> dict[str, str | int]:

@@ -8,12 +8,15 @@ from prometheus_client import CollectorRegistry, generate_latest
 from api import sse
 from relay.events import Placed
 from relay.metrics import LATENCY_BUCKETS, Counted, Samples, by_label, one
+from relay.pressure import THRESHOLDS
 
 if TYPE_CHECKING:
     from api.watch import Watch
 
 LAG_BYTES_BUCKETS = (0, 256, 1024, 4096, 8192, 16_384, 32_768, 65_536, 262_144, 1_048_576)
 LAG_SECONDS_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60)
+# There from the start, so that a rate sees the first of them.
+SHED_REASONS = (*THRESHOLDS, "background", "degrade", "consumers")
 
 
 class Metrics:
@@ -24,7 +27,7 @@ class Metrics:
         self.events: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
         self.resumes: Counter[str] = Counter(log=0, journal=0, done=0)
-        self.shed: Counter[str] = Counter()
+        self.shed: Counter[str] = Counter(dict.fromkeys(SHED_REASONS, 0))
         self.degraded: Counter[str] = Counter(limited=0, fallback=0)
         self.endings: Counter[str] = Counter()
         self.trims_repaired = 0

@@ -49,13 +49,13 @@ class Watch:
         """Sample until cancelled; while Redis is away the last sample stands."""
         loop = asyncio.get_running_loop()
         while True:
-            due = loop.time() + EVERY_S
-            await asyncio.sleep(EVERY_S)
-            self._loop_lag_s = max(0.0, loop.time() - due)
             try:
                 await self.sample(loop.time())
             except RelayError as error:
                 log.debug("watch_failed", error=error.message)
+            due = loop.time() + EVERY_S
+            await asyncio.sleep(EVERY_S)
+            self._loop_lag_s = max(0.0, loop.time() - due)
 
     async def sample(self, now_s: float) -> None:
         """Look once and judge. Raises RelayError when Redis does not answer."""
