@@ -63,6 +63,7 @@ class Settings(BaseSettings):
     tcp_maxseg: int | None = Field(None, ge=88, le=65_495, description="TCP_MAXSEG, to test on loopback")
     wire_inflight: int = Field(16_384, ge=16, le=1_000_000, description="commands in flight per connection")
     metrics_host: str = Field("127.0.0.1", description="where a worker serves /metrics")
+    trace_file: Path | None = Field(None, description="a worker notes each claim and append here: for tests")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
     log_format: Literal["json", "console"] = Field("json", description="how log lines look")
 

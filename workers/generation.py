@@ -22,6 +22,7 @@ from relay.topology import Topology
 from workers.metrics import Metrics
 from workers.pump import Pump
 from workers.sources.base import Finish, Generation, Prefix, Source
+from workers.trace import Trace
 
 log = structlog.get_logger("relay.worker")
 
@@ -39,6 +40,7 @@ class Workshop:
     registry: Registry
     sources: dict[str, Source]
     metrics: Metrics
+    trace: Trace | None = None
 
     @property
     def lease_ms(self) -> int:
@@ -93,6 +95,8 @@ class GenerationJob:
             metrics=shop.metrics,
             server_time=shop.topology.server_time,
         )
+        if shop.trace is not None:
+            shop.trace.follow(self.journal.id, pump.writer)
         if reason := "cancelled" if claimed.cancelled else self._stopped_early:
             pump.stop(reason)
         shop.metrics.running += 1

@@ -24,6 +24,7 @@ from workers.metrics import Metrics
 from workers.sources.base import Source
 from workers.sources.openai import OpenAISource
 from workers.sources.simulated import SimulatedSource
+from workers.trace import Trace
 from workers.worker import Worker
 
 log = structlog.get_logger("relay.worker")
@@ -56,7 +57,8 @@ async def _serve(settings: Settings, concurrency: int, metrics_port: int) -> Non
         redis_metrics(Counted(metrics.registry), topology)
         jobs = Jobs(topology.wires()[0])
         await jobs.prepare()
-        workshop = Workshop(worker_id, settings, topology, jobs, registry, sources, metrics)
+        trace = Trace(settings.trace_file) if settings.trace_file is not None else None
+        workshop = Workshop(worker_id, settings, topology, jobs, registry, sources, metrics, trace)
         worker = Worker(workshop, blocking, concurrency=concurrency)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, worker.stop.set)

@@ -112,12 +112,17 @@ class Writer:
             self._timer.cancel()
         self._wake()
 
-    def start_of(self, end: int) -> int | None:
-        """Where the entry that ends at `end` starts, if this writer still has it."""
+    def entry(self, end: int) -> bytes | None:
+        """The entry that ends at `end`, if this writer still has it."""
         index = bisect_left(self._kept, end, key=lambda entry: entry[0])
         if index < len(self._kept) and self._kept[index][0] == end:
-            return end - len(self._kept[index][1])
+            return self._kept[index][1]
         return None
+
+    def start_of(self, end: int) -> int | None:
+        """Where the entry that ends at `end` starts, if this writer still has it."""
+        data = self.entry(end)
+        return None if data is None else end - len(data)
 
     def go_back(self, head: int) -> None:
         """Redis has less than it acknowledged: go on from there, if an entry that is kept starts there."""
