@@ -139,6 +139,8 @@ class Jobs:
             jobs = await self._old_jobs(stream, idle_ms)
             leases = [self._wire.send("EXISTS", keys_of(job.response_id).lease) for job in jobs]
             free = [job for job, lease in zip(jobs, leases, strict=True) if not await lease]
+            if len(free) > most - len(taken):  # what there is no room for now is the first that is seen next
+                self._cursors[stream] = free[most - len(taken)].entry_id.decode()
             # The idle time decides between two workers that saw the same orphan: the second gets nothing.
             taken += [
                 job._replace(deliveries=job.deliveries + 1)

@@ -9,6 +9,7 @@ run
 
 import asyncio
 import random
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import structlog
@@ -17,12 +18,13 @@ from relay.errors import OutOfMemory, RelayError, Unavailable
 from relay.jobs import Job
 from relay.wire import Wire
 from workers.generation import GenerationJob, Workshop
-from workers.governor import LOOK_BEHIND_S
+from workers.governor import LOOK_BEHIND_S, LOOK_LIVE_S
 
 log = structlog.get_logger("relay.worker")
 
 BLOCK_MS = 1000  # of one claim; bounds how long a stop waits for it
 CLAIM_BATCH = 128  # jobs of one read
+ORPHAN_AGE_MS = 1000  # since it was claimed: its worker may not have come to the lease yet
 RETRY_S = 0.5
 
 
@@ -65,44 +67,72 @@ class Worker:
 
     async def _claim(self, tasks: asyncio.TaskGroup) -> None:
         while not self.stop.is_set():
-            free = self._concurrency - len(self._running)
-            if free <= 0:
+            if self._free <= 0:
                 self._freed.clear()
                 await self._freed.wait()
                 continue
             try:
                 jobs = await self._shop.jobs.claim(
-                    self._blocking, self._shop.worker_id, min(free, CLAIM_BATCH), BLOCK_MS
+                    self._blocking, self._shop.worker_id, min(self._free, CLAIM_BATCH), BLOCK_MS
                 )
             except RelayError as error:
                 log.warning("claim_failed", error=error.message)
                 await asyncio.sleep(RETRY_S)
                 continue
             for job in jobs:
-                self._start(tasks, job)
+                if self.stop.is_set() or not self._start(tasks, job):
+                    await self._give_back(job)
+
+    async def _give_back(self, job: Job) -> None:
+        """We drain, or orphans took the last slot while the claim waited: it is for whoever has room."""
+        with suppress(RelayError):  # else it stays pending without a lease, and is found as an orphan
+            await self._shop.jobs.hand_over(job)
 
     async def _reclaim(self, tasks: asyncio.TaskGroup) -> None:
-        lease_s = self._shop.settings.lease_s
+        every_s = min(1.0, self._shop.settings.lease_s / 4)
         while True:
             # Jitter, so that workers do not all look at once.
-            await asyncio.sleep(min(1.0, lease_s / 4) * random.uniform(0.75, 1.25))
-            free = self._concurrency - len(self._running)
-            if free <= 0 or asyncio.get_running_loop().time() < self._reclaims_from:
-                continue
-            with suppress(RelayError):
-                jobs = await self._shop.jobs.orphans(self._shop.worker_id, 1000, min(free, CLAIM_BATCH))
-                for job in jobs:
-                    self._shop.metrics.reclaimed += 1
-                    log.info("reclaimed", response=job.response_id, deliveries=job.deliveries)
-                    self._start(tasks, job)
+            await asyncio.sleep(every_s * random.uniform(0.75, 1.25))
+            # A full batch is followed at once by the next: many responses may have lost their worker.
+            while (most := min(self._free, CLAIM_BATCH)) > 0 and not self._waits_for_others:
+                if await self._take_over(tasks, most) < most:
+                    break
 
-    def _start(self, tasks: asyncio.TaskGroup, job: Job) -> None:
-        if job.response_id not in self._running:
-            generation = GenerationJob(self._shop, job)
-            self._running[job.response_id] = generation
-            task = tasks.create_task(self._generate(generation), name=f"generation {job.response_id}")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+    async def _take_over(self, tasks: asyncio.TaskGroup, most: int) -> int:
+        """Look for orphans once; how many were found, at most `most`."""
+        try:
+            jobs = await self._shop.jobs.orphans(self._shop.worker_id, ORPHAN_AGE_MS, most)
+        except RelayError:
+            return 0  # Redis is away; the next look finds them
+        for job in jobs:
+            is_ours = job.response_id in self._running  # and was without its lease for a moment
+            # Without a slot, for a claim took it meanwhile, it is left pending for the next look of anyone.
+            if self._start(tasks, job) and not is_ours:
+                self._shop.metrics.reclaimed += 1
+                log.info("reclaimed", response=job.response_id, deliveries=job.deliveries)
+        return len(jobs)
+
+    @property
+    def _free(self) -> int:
+        return self._concurrency - len(self._running)
+
+    @property
+    def _waits_for_others(self) -> bool:
+        """Whether Redis was away so recently that other workers may not have renewed their leases yet."""
+        return asyncio.get_running_loop().time() < self._reclaims_from
+
+    def _start(self, tasks: asyncio.TaskGroup, job: Job) -> bool:
+        """Run it. False when there is no slot: claim and reclaim both count on the same ones."""
+        if job.response_id in self._running:
+            return True  # also when it was queued twice: one of it is enough
+        if self._free <= 0:
+            return False
+        generation = GenerationJob(self._shop, job)
+        self._running[job.response_id] = generation
+        task = tasks.create_task(self._generate(generation), name=f"generation {job.response_id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return True
 
     async def _generate(self, generation: GenerationJob) -> None:
         """One response. Whatever goes wrong with it stays with it: the others go on."""
@@ -134,13 +164,19 @@ class Worker:
                 async with asyncio.timeout(self._shop.settings.lease_renew_s):
                     await self._is_back.wait()
             self._is_back.clear()
-            await asyncio.gather(*(generation.renew() for generation in list(self._running.values())))
+            await self._each(GenerationJob.renew, self._shop.settings.lease_renew_s)
 
     async def _watch(self) -> None:
         """Have every generation that is due look at its readers: in one turn, so in one write."""
         while True:
             await asyncio.sleep(LOOK_BEHIND_S)
-            await asyncio.gather(*(generation.watch() for generation in list(self._running.values())))
+            await self._each(GenerationJob.watch, LOOK_LIVE_S)
+
+    async def _each(self, does: Callable[[GenerationJob], Awaitable[None]], within_s: float) -> None:
+        """Do it for every generation. One Redis node that does not answer must not hold up the others'."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await asyncio.gather(*(does(generation) for generation in list(self._running.values())))
 
     def _reconnected(self) -> None:
         """Renew at once what may have run out, and give the others as much time before it is an orphan."""
