@@ -20,6 +20,7 @@ from relay.requests import StreamRequest
 from relay.settings import Settings
 from relay.topology import Topology
 from workers.metrics import Metrics
+from workers.prefix import delivered, post_spent
 from workers.pump import Pump
 from workers.sources.base import Finish, Generation, Prefix, Source
 from workers.trace import Trace
@@ -132,6 +133,7 @@ class GenerationJob:
                 status=Status.PAUSED if level is Level.PAUSE else Status.RUNNING,
                 level=int(level),
             )
+            post_spent(self.journal, self.pump.tokens, self.pump.text_bytes)
             if cancelled:
                 self.pump.stop("cancelled")
         except (Fenced, StreamLost) as error:
@@ -153,7 +155,9 @@ class GenerationJob:
         finish = None
         try:
             request = self._checked(claimed, request)
-            prefix = await self._prefix(pump, claimed)
+            prefix = await delivered(self.journal, claimed.head) if claimed.head else None
+            if prefix is not None:
+                pump.resume_after(prefix)
             if pump.stopped is None:
                 finish = await pump.run(self._open(pump, claimed, request, prefix))
         except SourceFailed as failure:
@@ -191,22 +195,6 @@ class GenerationJob:
                 "worker_lost", "the worker was lost and this source cannot continue", retryable=True
             )
         return source.open(request, model, started_at=started_at, prefix=prefix)
-
-    async def _prefix(self, pump: Pump, claimed: scripts.Claimed) -> Prefix | None:
-        """What an earlier worker delivered; None for a fresh start."""
-        if claimed.head == 0:
-            return None
-        text: dict[Channel, list[bytes]] = {Channel.CONTENT: [], Channel.REASONING: []}
-        tool_calls = False
-        async for placed in self.journal.read(0, claimed.head):
-            for _end, (channel, payload) in placed:
-                if channel in text:
-                    text[channel].append(payload)
-                tool_calls = tool_calls or channel in (Channel.TOOL_CALL, Channel.TOOL_ARGUMENTS)
-        content = b"".join(text[Channel.CONTENT])
-        pump.resume_after(content)
-        reasoning = b"".join(text[Channel.REASONING]).decode()
-        return Prefix(content.decode(), reasoning, tool_calls)
 
     async def _complete(self, pump: Pump, status: Status, finish: Finish) -> None:
         data = pump.summary(finish)

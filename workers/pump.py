@@ -22,7 +22,7 @@ from relay.settings import Settings
 from workers.governor import Governor
 from workers.metrics import Metrics
 from workers.readers import Readers
-from workers.sources.base import Batch, Finish, Generation
+from workers.sources.base import Batch, Finish, Generation, Prefix
 from workers.writer import Writer
 
 # An answer that is cut goes on to the end of its sentence, for so many bytes and seconds at most.
@@ -61,9 +61,9 @@ class Pump:
             on_stop=self.stop,
         )
         self._digest = hashlib.sha256()
-        self._text_bytes = 0
+        self.text_bytes = 0  # of its content
         self._tail = b""  # the last bytes of the content
-        self._tokens = 0
+        self.tokens = 0  # of the whole response
         self._tokens_most = _asked(request)
         readers = Readers(journal, self.writer, request.pace if request is not None else "fastest")
         self.writer.on_append = readers.grew
@@ -82,9 +82,10 @@ class Pump:
 
     # --- what the worker calls
 
-    def resume_after(self, content: bytes) -> None:
-        """Take up the digest of what an earlier worker delivered."""
-        self._count(content)
+    def resume_after(self, prefix: Prefix) -> None:
+        """Take up the digest and the count of what an earlier worker delivered."""
+        self._count(prefix.content.encode())
+        self.tokens = prefix.tokens
 
     def start(self, data: dict[str, Any], notices: list[dict[str, Any]]) -> None:
         """The first record of a response, and what admission has to tell."""
@@ -134,7 +135,7 @@ class Pump:
                     base=self.writer.head,
                     data=encode(last),
                     retention_s=self._settings.retention_s,
-                    fields={"status": status, "level": 0, "text_bytes": self._text_bytes, **fields},
+                    fields={"status": status, "level": 0, "text_bytes": self.text_bytes, **fields},
                 )
             except Gap as gap:
                 self.writer.go_back(gap.head)
@@ -151,7 +152,7 @@ class Pump:
         """The data of the `done` event."""
         return {
             "finish_reason": finish.reason,
-            "text_bytes": self._text_bytes,
+            "text_bytes": self.text_bytes,
             "sha256": self._digest.hexdigest(),
             "usage": finish.usage or {},
         }
@@ -193,14 +194,14 @@ class Pump:
 
     def saved(self, reason: str) -> None:
         """Count the tokens that were asked for and need not be generated, where the request told a limit."""
-        self._metrics.saved[reason] += max(0, self._tokens_most - self._tokens)
+        self._metrics.saved[reason] += max(0, self._tokens_most - self.tokens)
 
     def _take(self, batch: Batch) -> None:
         for channel, payload in batch.records:
             if channel is Channel.CONTENT:
                 self._count(payload)
         self._metrics.tokens += batch.tokens
-        self._tokens += batch.tokens
+        self.tokens += batch.tokens
         self.governor.spent(batch.tokens, sum(len(record.payload) + 1 for record in batch.records))
         self.writer.feed(batch.records)
 
@@ -210,7 +211,7 @@ class Pump:
 
     def _count(self, content: bytes) -> None:
         self._digest.update(content)
-        self._text_bytes += len(content)
+        self.text_bytes += len(content)
         self._tail = content[-8:] if len(content) >= 8 else (self._tail + content)[-8:]
 
 

@@ -565,18 +565,49 @@ async def test_continues_a_prefix() -> None:
     assert (body["continue_final_message"], body["add_generation_prompt"]) == (True, False)
 
 
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+async def test_asks_for_what_is_left(name: str) -> None:
+    """Of the limit, under the name that the caller used; the usage that comes back is made whole."""
+    prefix = Prefix("Once upon", tokens=2)
+    async with Upstream(answer(" a", " time")) as upstream:
+        batches, _ = await collect(upstream, a_request(**{name: 10}), prefix=prefix, continues=True)
+        body = (await upstream.call(0)).json
+    assert {key: body.get(key) for key in ("max_tokens", "max_completion_tokens")} == {
+        "max_tokens": None,
+        "max_completion_tokens": None,
+        name: 8,
+    }
+    # The upstream counted the two delivered tokens as prompt (3 in all), and made two.
+    assert batches[-1].finish == Finish(
+        "stop", {"prompt_tokens": 1, "completion_tokens": 4, "total_tokens": 5}
+    )
+
+
+async def test_nothing_is_left() -> None:
+    """All tokens were spent, and only the end was missing: no upstream is asked, and it is `length`."""
+    async with Upstream(answer("never")) as upstream:
+        batches, _ = await collect(
+            upstream, a_request(max_tokens=5), prefix=Prefix("Once", tokens=5), continues=True
+        )
+        assert not upstream.calls
+    assert [batch.finish for batch in batches] == [Finish("length")]
+
+
 @pytest.mark.parametrize(
     ("prefix", "continues", "can"),
     [
         (Prefix(""), False, True),
-        (Prefix("", reasoning="hm"), False, True),
+        (Prefix("", reasoning="hm"), True, False),
+        (Prefix("", extra=True), True, False),
         (Prefix("text"), False, False),
         (Prefix("text"), True, True),
+        (Prefix("text", extra=True), True, True),
+        (Prefix("text", reasoning="hm"), True, False),
         (Prefix("", tool_calls=True), True, False),
     ],
 )
 async def test_can_continue(prefix: Prefix, continues: bool, can: bool) -> None:
-    """Afresh before the first content; after it only where the model continues; never after a tool call."""
+    """Afresh while nothing was said; after content where the model continues; never after other things."""
     async with Upstream() as upstream:
         assert OpenAISource().can_continue(prefix, a_model(upstream, continues=continues)) is can
         if can:

@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,12 +29,13 @@ from tests.support.proxy import Proxy, proxy
 from tests.support.servers import admin
 from tests.support.wait import wait_until_async
 from workers import pump as pump_module
+from workers import worker as worker_module
 from workers import writer as writer_module
 from workers.generation import MAX_DELIVERIES, GenerationJob, Workshop
 from workers.metrics import Metrics
 from workers.sources.base import Batch, Finish, Prefix, Source
 from workers.sources.simulated import SimulatedSource
-from workers.worker import Worker
+from workers.worker import CLAIM_BATCH, Worker
 
 WINDOW = 2048
 LINE = "sixteen bytes… "  # of a fountain, one a read
@@ -150,6 +152,11 @@ class Plant:
         """The next job, claimed from the queue and not run yet."""
         (job,) = await self.shop.jobs.claim(self.claims, self.shop.worker_id, 1, 1)
         return GenerationJob(self.shop, job._replace(deliveries=deliveries))
+
+    async def job_again(self) -> GenerationJob:
+        """The one job that a lost worker had, taken over."""
+        (job,) = await self.shop.jobs.orphans(self.shop.worker_id, 0, 1)
+        return GenerationJob(self.shop, job)
 
     async def depth(self) -> int:
         """How many jobs there are."""
@@ -905,9 +912,37 @@ async def test_a_source_that_can_go_on_is_given_what_was_delivered(plants: Open,
     redis.delete(journal.keys.lease)
     plant.source.say("two", finish=Finish("stop"))
     await run(await plant.job(deliveries=2))
-    assert plant.source.opened == [Prefix("one ", "why")]
+    assert plant.source.opened == [Prefix("one ", "why", tokens=1)]
     assert await text(journal) == "one two"
     await done(journal)
+
+
+async def test_a_source_that_goes_on_is_told_how_many_tokens_were_spent(plants: Open, redis: Redis) -> None:
+    """As noted with the last renewal, and by the same rate for what came after it; also a second time."""
+    lost = await plants(worker_id="lost", lease_s=2, lease_renew_s=0.1)
+    journal = await lost.submit(max_tokens=100)
+    job = await lost.job()
+    async with running(job):
+        lost.source.say("one ", tokens=10)
+        await until(lambda: job.pump and job.pump.tokens == 10, "ten tokens")
+        await job.renew()
+        lost.source.say("two ", tokens=7)
+        await until(lambda: job.pump.tokens == 17, "seven more")
+        await job.pump.writer.drain()
+    redis.delete(journal.keys.lease)
+    second = await plants(worker_id="w2", source=Scripted(continues=True))
+    taken = await second.job_again()
+    async with running(taken):
+        second.source.say("three", tokens=5)
+        await until(lambda: taken.pump and taken.pump.tokens == 25, "five on top of twenty")
+        await taken.renew()
+        await taken.pump.writer.drain()
+    redis.delete(journal.keys.lease)
+    third = await plants(worker_id="w3", source=Scripted(continues=True))
+    third.source.end()
+    await run(await third.job_again())
+    assert second.source.opened == [Prefix("one two ", tokens=20)]
+    assert third.source.opened == [Prefix("one two three", tokens=25)]
 
 
 async def test_a_cancel_of_a_half_made_response_has_the_digest_of_what_is_there(
@@ -1368,8 +1403,100 @@ async def test_a_lost_worker_s_response_is_taken_over_when_its_lease_has_run_out
         async with at_work(plant, embedded_url):
             await wait_until_async(lambda: has_ended(journal), "it is taken over", timeout_s=5)
     assert await text(journal) == "one two"
-    assert plant.source.opened == [Prefix("one ")]
+    assert plant.source.opened == [Prefix("one ", tokens=1)]
     assert plant.metrics.reclaimed == 1
+
+
+async def test_orphans_and_new_jobs_share_the_slots(
+    plants: Open, embedded_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A claim that waits for a job while orphans take the slots gives it back: nothing runs beyond them."""
+    plant = await plants(lease_s=0.5, lease_renew_s=0.1)
+    waits, found = asyncio.Event(), asyncio.Event()
+    claim, orphans = plant.shop.jobs.claim, plant.shop.jobs.orphans
+
+    async def held(*given: Any) -> Any:
+        """A claim that was asked for as much as was free, and answers after the slots were taken."""
+        jobs = await claim(*given)
+        if jobs:
+            waits.set()
+            await found.wait()
+        return jobs
+
+    async def late(*given: Any) -> Any:
+        await waits.wait()
+        return await orphans(*given)
+
+    monkeypatch.setattr(plant.shop.jobs, "claim", held)
+    monkeypatch.setattr(plant.shop.jobs, "orphans", late)
+    lost = [await plant.submit(f"lost{number}") for number in range(2)]
+    for _ in lost:
+        await plant.shop.jobs._wire.call(
+            "XREADGROUP", "GROUP", JOBS_GROUP, "dead", "COUNT", 1, "STREAMS", JOBS_INTERACTIVE, ">"
+        )
+    new = [await plant.submit(f"new{number}") for number in range(2)]
+    async with at_work(plant, embedded_url, concurrency=2):
+        await until(lambda: plant.metrics.running == 2, "the orphans run")
+        found.set()
+        plant.source.say("a", finish=Finish("stop"))
+        plant.source.say("b", finish=Finish("stop"))
+        plant.source.say("c", finish=Finish("stop"))
+        plant.source.say("d", finish=Finish("stop"))
+        for journal in (*lost, *new):
+            await wait_until_async(lambda journal=journal: has_ended(journal), "it has ended")
+        await wait_until_async(lambda: _no_jobs(plant), "the queue is empty")
+    assert plant.source.most_at_once == 2
+    assert plant.metrics.reclaimed == 2
+
+
+async def _no_jobs(plant: Plant) -> bool:
+    return await plant.depth() == 0
+
+
+async def test_many_orphans_are_taken_over_in_one_go(
+    plants: Open, embedded_url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than one look brings: the next follows at once, not after the time between two looks."""
+    plant = await plants(lease_s=200, lease_renew_s=100)
+    count = 2 * CLAIM_BATCH + 1
+    for number in range(count):
+        await plant.submit(f"r{number}")
+    await plant.shop.jobs._wire.call(
+        "XREADGROUP", "GROUP", JOBS_GROUP, "dead", "COUNT", count, "STREAMS", JOBS_INTERACTIVE, ">"
+    )
+    await wait_until_async(lambda: _is_old(redis), "the jobs are old enough to be taken over")
+    waits = iter([0.0])
+    monkeypatch.setattr(
+        worker_module, "random", SimpleNamespace(uniform=lambda _least, _most: next(waits, 1e6))
+    )
+    async with at_work(plant, embedded_url, concurrency=count):
+        await until(lambda: plant.metrics.running == count, "all run after one wait")
+        for _ in range(count):
+            plant.source.end()
+    assert plant.metrics.reclaimed == count
+
+
+async def test_a_node_that_does_not_answer_costs_no_other_response_its_lease(
+    plants: Open, embedded_url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One renewal that hangs is left alone after a while, and the others are sent as before."""
+    plant = await plants(lease_s=1, lease_renew_s=0.2)
+    stuck, well = await plant.submit("stuck"), await plant.submit("well")
+    renew = GenerationJob.renew
+
+    async def hangs(job: GenerationJob) -> None:
+        if job.journal.id == "stuck":
+            await asyncio.Event().wait()
+        await renew(job)
+
+    monkeypatch.setattr(GenerationJob, "renew", hangs)
+    async with at_work(plant, embedded_url):
+        await until(lambda: plant.metrics.running == 2, "both run")
+        await until(lambda: not redis.exists(stuck.keys.lease), "the one that hangs loses its lease")
+        assert redis.exists(well.keys.lease)
+        monkeypatch.undo()
+        plant.source.end()
+        plant.source.end()
 
 
 async def test_a_worker_told_to_stop_finishes_what_it_can(plants: Open, embedded_url: str) -> None:

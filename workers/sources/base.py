@@ -34,11 +34,22 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """What an earlier worker already delivered, for a source that continues from there."""
+    """What an earlier worker already delivered, for a source that continues from there.
+
+    `tokens` is how many of the request's tokens that took: an estimate, a few tokens off at most where the
+    worker lived to renew its lease. `extra`: a refusal, logprobs, or what else an upstream says aside.
+    """
 
     content: str
     reasoning: str = ""
     tool_calls: bool = False
+    extra: bool = False
+    tokens: int = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether a fresh start says nothing twice."""
+        return not (self.content or self.reasoning or self.tool_calls or self.extra)
 
 
 class Generation(Protocol):

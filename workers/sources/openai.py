@@ -31,9 +31,10 @@ TAIL_TIMEOUT_S = 5.0
 class OpenAIGeneration:
     """One running stream. Implements `base.Generation`."""
 
-    def __init__(self, exchange: http.Exchange, model: Model) -> None:
+    def __init__(self, exchange: http.Exchange, model: Model, prefix_tokens: int = 0) -> None:
         self._exchange = exchange
         self._model = model
+        self._prefix_tokens = prefix_tokens
         self._chunks = Chunks(secret=model.key)
         self._failure: SourceFailed | None = None
         self._began = False
@@ -72,7 +73,8 @@ class OpenAIGeneration:
         batch = Batch(records, tokens)
         if ended and (chunks.finish_reason or chunks.done):
             # The text is whole; what broke after it is not worth failing it for.
-            batch.finish = Finish(chunks.finish_reason or "stop", chunks.usage)
+            usage = _whole(chunks.usage, self._prefix_tokens)
+            batch.finish = Finish(chunks.finish_reason or "stop", usage)
         elif over and self._failure is None:
             self._failure = http.cut("the upstream ended the stream without a finish")
         return batch
@@ -83,6 +85,17 @@ class OpenAIGeneration:
         if self._chunks.finish_reason:
             return min(TAIL_TIMEOUT_S, self._model.idle_timeout_s)
         return self._model.idle_timeout_s
+
+
+class _NothingLeft:
+    """A generation whose tokens were all spent before its worker was lost. Implements `base.Generation`."""
+
+    async def read(self) -> Batch:
+        """The end, and nothing before it."""
+        return Batch(finish=Finish("length"))
+
+    def skip(self, seconds: float) -> None:
+        """There is no schedule."""
 
 
 class OpenAISource:
@@ -98,20 +111,22 @@ class OpenAISource:
         self._open: set[http.Exchange] = set()
 
     def can_continue(self, prefix: Prefix, model: Model) -> bool:
-        """Afresh while no content was delivered; after some only where `model.continues`.
+        """Afresh while nothing was delivered; after content only where `model.continues`.
 
-        Never after a tool call: its arguments cannot be handed back half written.
+        Never after a tool call or reasoning: an upstream does not take them back half written, and begun
+        afresh they would be said twice.
         """
-        if prefix.tool_calls:
-            return False
-        return not prefix.content or (model is not None and model.continues)
+        if prefix.is_empty:
+            return True
+        return bool(prefix.content) and model.continues and not (prefix.tool_calls or prefix.reasoning)
 
     @asynccontextmanager
     async def open(
         self, request: StreamRequest, model: Model, *, started_at: float, prefix: Prefix | None = None
-    ) -> AsyncIterator[OpenAIGeneration]:
+    ) -> AsyncIterator[OpenAIGeneration | _NothingLeft]:
         """Send the request and wait until the upstream accepts it; leaving closes its connection at once.
 
+        After a prefix it asks for the tokens that are left of the limit, and for none when that is spent.
         Raises SourceFailed: source_cannot_continue, upstream_unreachable, upstream_timeout, and the
         codes of `openai_errors`.
         """
@@ -120,11 +135,16 @@ class OpenAISource:
             raise SourceFailed(
                 "source_cannot_continue", f"{model.name} cannot go on after delivered text", retryable=False
             )
+        spent = prefix.tokens if prefix is not None and prefix.content else 0
+        limit = _token_limit(request, model)
+        if spent and limit is not None and spent >= limit:
+            yield _NothingLeft()
+            return
         exchange = await self._post(model, _payload(request, model, prefix))
         self._open.add(exchange)
         try:
             await _accepted(exchange, model)
-            yield OpenAIGeneration(exchange, model)
+            yield OpenAIGeneration(exchange, model, spent)
         finally:
             self._open.discard(exchange)
             exchange.close()
@@ -177,6 +197,22 @@ def _authorization(model: Model) -> list[str]:
     return [f"Authorization: Bearer {key}"]
 
 
+def _token_limit(request: StreamRequest, model: Model) -> int | None:
+    limits = [limit for limit in (request.token_limit, model.max_tokens) if limit is not None]
+    return min(limits, default=None)
+
+
+def _whole(usage: dict[str, Any] | None, prefix_tokens: int) -> dict[str, Any] | None:
+    """The usage of the whole answer: to an upstream that continues, what was delivered is prompt."""
+    if usage is None or not prefix_tokens:
+        return usage
+    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    if type(prompt) is not int or type(completion) is not int:
+        return usage
+    moved = min(prefix_tokens, prompt)
+    return {**usage, "prompt_tokens": prompt - moved, "completion_tokens": completion + moved}
+
+
 def _payload(request: StreamRequest, model: Model, prefix: Prefix | None) -> dict[str, Any]:
     """The request's body."""
     payload: dict[str, Any] = {
@@ -186,12 +222,14 @@ def _payload(request: StreamRequest, model: Model, prefix: Prefix | None) -> dic
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    limits = [limit for limit in (request.token_limit, model.max_tokens) if limit is not None]
-    if limits:
-        # The newer name only for who uses it: not every upstream knows it, and some know no other.
-        name = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
-        payload[name] = min(limits)
+    limit = _token_limit(request, model)
+    # The newer name only for who uses it: not every upstream knows it, and some know no other.
+    name = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
+    if limit is not None:
+        payload[name] = limit
     if prefix is not None and prefix.content:
+        if limit is not None:
+            payload[name] = limit - prefix.tokens
         payload["messages"] = [*request.chat_messages, {"role": "assistant", "content": prefix.content}]
         payload |= {"continue_final_message": True, "add_generation_prompt": False}
     return payload
