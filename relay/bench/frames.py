@@ -1,4 +1,4 @@
-"""Bytes of an HTTP/1.1 answer to Server-Sent Events frames, for the load client. Pure; no sockets.
+"""Bytes of an HTTP/1.1 answer to Server-Sent Events frames, for the load clients. Pure; no sockets.
 
 Only what a relay node writes is understood, and that quickly: chunked encoding (RFC 9112, section 7.1)
 and frames with `\\n` line ends. The common case, one read that holds exactly one chunk of whole frames,
@@ -41,32 +41,18 @@ def split_head(data: bytes) -> tuple[Head, bytes] | None:
     return Head(int(parts[1]), headers), data[end + 4 :]
 
 
-class Frames:
-    """The body of one chunked answer, fed in pieces of any size."""
+class Chunks:
+    """The content of a chunked body, fed in pieces of any size. Trailers are left out."""
 
-    __slots__ = ("_left", "_raw", "_tail", "ended")
+    __slots__ = ("_left", "_raw", "ended")
 
     def __init__(self) -> None:
         self._raw = b""  # the start of a chunk's size line, or the rest of the line end behind a chunk
         self._left = 0  # bytes still to come of a chunk that was cut, its line end included
-        self._tail = b""  # a frame that was cut
         self.ended = False  # the last chunk has been seen
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """The frames that `data` completes, without the empty line that ends each.
-
-        Raises WireProtocol when the chunked encoding is broken.
-        """
-        if not self._raw and not self._left:
-            line = data.find(b"\r\n", 0, _CHUNK_LINE_MAX)
-            if line > 0:
-                size = _size(data, line)
-                if size and line + size + 4 == len(data):
-                    return self._frames(data[line + 2 : -2])
-        return self._frames(self._unchunk(data))
-
-    def _unchunk(self, data: bytes) -> bytes:
-        """The content of chunks that were cut or came together."""
+    def content(self, data: bytes) -> bytes:
+        """What `data` holds besides framing. Raises WireProtocol when the chunked encoding is broken."""
         out: list[bytes] = []
         data = self._raw + data
         at, total = 0, len(data)
@@ -91,6 +77,29 @@ class Frames:
             out.append(piece[: max(0, self._left - 2)])
             self._left -= len(piece)
         return b"".join(out)
+
+
+class Frames(Chunks):
+    """The frames of a chunked answer of a relay node."""
+
+    __slots__ = ("_tail",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._tail = b""  # a frame that was cut
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The frames that `data` completes, without the empty line that ends each.
+
+        Raises WireProtocol when the chunked encoding is broken.
+        """
+        if not self._raw and not self._left:
+            line = data.find(b"\r\n", 0, _CHUNK_LINE_MAX)
+            if line > 0:
+                size = _size(data, line)
+                if size and line + size + 4 == len(data):
+                    return self._frames(data[line + 2 : -2])
+        return self._frames(self.content(data))
 
     def _frames(self, content: bytes) -> list[bytes]:
         if self._tail:
