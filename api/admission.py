@@ -97,7 +97,7 @@ class Admission:
             raise self._shed("degrade", f"it would have to be degraded now ({reason}), and asks not to be")
         for notice in notices:
             self._metrics.degraded[str(notice["kind"])] += 1
-            log.info("degraded", **notice)
+            log.info("degraded", kind=notice["kind"], reason=notice["reason"], pressure=level)
         return Admitted(request.model_copy(update=changes), notices)
 
     def _shed(self, reason: str, message: str) -> Overloaded:
@@ -112,7 +112,7 @@ class Admission:
         told_at, told = self._told.get(reason, (-SHED_LINE_EVERY_S, 0))
         if now - told_at >= SHED_LINE_EVERY_S:
             self._told[reason] = now, count
-            log.warning("shed", reason=reason, refused=count - told, level=self._watch.pressure.level)
+            log.warning("shed", reason=reason, refused=count - told, pressure=self._watch.pressure.level)
 
     async def _active(self) -> int:
         """Responses queued or running, this request included; a look at the queue serves for DEPTH_FOR_S."""

@@ -68,7 +68,7 @@ class Watch:
         shared = await self._share(own)
         pressure = max(own, shared, key=lambda pressure: pressure.level)
         if pressure != self.pressure:
-            log.info("pressure", level=pressure.level, reason=pressure.reason, before=self.pressure.level)
+            log.info("pressure", pressure=pressure.level, reason=pressure.reason, before=self.pressure.level)
         self.pressure = pressure
 
     def _signals(self) -> Signals:

@@ -1,0 +1,303 @@
+"""Admission from outside: pressure on a whole deployment, caused for real, step by step and back.
+
+Two nodes, one Redis. `memory` fills it with keys of the test's own; `crowd` has one worker slot, taken by a
+long answer, and a queue behind it; `few` lets in few responses at once. What runs already never pays.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+
+from relay.embedded import EmbeddedServer
+from relay.keys import PRESSURE
+from tests.support.servers import admin
+from tests.support.system import Answer, Api, Process, Reader, Worker, logs_if_failed, metric
+from tests.support.wait import wait_until
+
+BUDGET = 64 * 1024 * 1024
+LIMITED = 8
+MODELS = """
+[models.big]
+source = "simulated"
+fallback = "small"
+[models.small]
+source = "simulated"
+"""
+
+
+class House(NamedTuple):
+    """A deployment of two equal nodes."""
+
+    redis: EmbeddedServer
+    api: Api
+    other: Api
+
+
+@pytest.fixture(autouse=True)
+def _logs(request: pytest.FixtureRequest) -> Iterator[None]:
+    with logs_if_failed(request):
+        yield
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """A models file with a fallback, and a low limit under pressure."""
+    path = tmp_path_factory.mktemp("models") / "models.toml"
+    path.write_text(MODELS)
+    return {"models_file": path, "limited_tokens": LIMITED}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def crowd(settings: dict[str, object]) -> Iterator[House]:
+    """One slot for all, taken; a job waits behind it from the start of the module: it is old by then."""
+    with (
+        EmbeddedServer() as redis,
+        Api(redis.url, **settings) as api,
+        Api(redis.url, **settings) as other,
+        Worker(redis.url, concurrency=1, abandon_after_s=600, **settings),
+    ):
+        running = create(api, tokens=5000, rate=20, metadata={"is": "running"})
+        api.wait_status(running["id"], "running")
+        create(api, metadata={"is": "waiting"})
+        yield House(redis, api, other)
+
+
+def post(api: Api, tokens: int = 100, rate: float = 0, model: str = "big", **more: object) -> Answer:
+    """The answer to a create."""
+    simulation = {"tokens": tokens, "tokens_per_second": rate}
+    return api.call("POST", "/v1/streams", {"model": model, "prompt": "x", "simulation": simulation, **more})
+
+
+def create(api: Api, **more: Any) -> dict[str, Any]:
+    """A response that is let in; the create's JSON."""
+    answer = post(api, **more)
+    assert answer.status == 201, answer
+    made: dict[str, Any] = answer.json
+    return made
+
+
+def read(api: Api, made: dict[str, Any]) -> Reader:
+    """The whole of a response, checked."""
+    reader = Reader(api.port, made["events_url"]).run()
+    assert reader.exact() == ""
+    return reader
+
+
+def refused(api: Api, reason: str, **more: Any) -> int:
+    """A create is refused with 429, counted under this reason; its Retry-After."""
+    before = shed(api, reason)
+    answer = post(api, **more)
+    assert answer.status == 429, answer
+    assert answer.json["error"]["code"] == "overloaded"
+    assert answer.json["error"]["type"] == "rate_limit_error"
+    assert shed(api, reason) == before + 1
+    after = answer.headers["retry-after"]
+    assert re.fullmatch(r"[1-9][0-9]?", after)
+    assert 1 <= int(after) <= 30
+    return int(after)
+
+
+def shed(api: Api, reason: str) -> int:
+    """How many this node has refused for a reason."""
+    found = re.search(rf'relay_shed_total{{reason="{reason}"}} ([0-9.e+]+)', exposition(api))
+    assert found, reason
+    return int(float(found[1]))
+
+
+def exposition(api: Api) -> str:
+    """A node's metrics."""
+    return api.call("GET", "/metrics").body.decode()
+
+
+def logged(process: Process, event: str) -> list[dict[str, Any]]:
+    """The log lines of one event."""
+    lines = [json.loads(line) for line in process.stderr.splitlines()]
+    return [line for line in lines if line["event"] == event]
+
+
+def wait_level(house: House, level: int, within_s: float = 20) -> None:
+    """Both nodes come to this level."""
+    for api in (house.api, house.other):
+        wait_until(lambda: metric(api.port, "relay_pressure_level") == level, f"level {level}", within_s)  # noqa: B023
+
+
+def fill(redis: EmbeddedServer, share: float) -> None:
+    """Fill Redis up or down to this share of the budget, with keys of the test's own, 256 KiB each."""
+    piece = 256 * 1024
+    with admin(redis.url) as client:
+
+        def used() -> int:
+            return int(client.info("memory")["used_memory"])
+
+        count = len(list(client.scan_iter("ballast:*", count=1000)))
+        while used() < share * BUDGET:
+            client.set(f"ballast:{count}", b"x" * piece, ex=600)
+            count += 1
+        while used() > share * BUDGET + piece and count:
+            count -= 1
+            client.delete(f"ballast:{count}")
+
+
+def test_memory_step_by_step_and_back(settings: dict[str, object]) -> None:
+    """Less, then smaller, then nothing new; what runs goes on at each step, and after it all is as before."""
+    with (
+        EmbeddedServer() as redis,
+        Api(redis.url, memory_budget_bytes=BUDGET, **settings) as api,
+        Api(redis.url, memory_budget_bytes=BUDGET, **settings) as other,
+        Worker(redis.url, abandon_after_s=600, **settings),
+    ):
+        house = House(redis, api, other)
+        old = create(api, tokens=440, rate=20)
+        with Reader(api.port, old["events_url"]) as running:
+            running.until(lambda reader: reader.text, "the running answer has begun")
+            _level_0(house)
+            fill(redis, 0.72)
+            wait_level(house, 1)
+            _level_1(house)
+            fill(redis, 0.77)
+            wait_level(house, 2)
+            _level_2(house)
+            fill(redis, 0.85)
+            wait_level(house, 3)
+            running.drain().past(running.position)
+            _level_3(house)
+            fill(redis, 0.63)  # over the mark at which level 1 is left, under the one at which it is entered
+            wait_level(house, 1)
+            _level_1(house)
+            fill(redis, 0.2)
+            wait_level(house, 0)
+            _level_0(house)
+            running.run(within_s=60)
+        assert running.exact() == ""
+        assert running.notices == []
+        assert running.terminal is not None
+        assert running.terminal.data["usage"]["completion_tokens"] == 440
+        _told(house)
+
+
+def _level_0(house: House) -> None:
+    """Nothing is taken from anybody."""
+    reader = read(house.api, create(house.other, degrade=False))
+    assert reader.notices == []
+    assert reader.terminal is not None
+    assert reader.terminal.data["usage"]["completion_tokens"] == 100
+
+
+def _level_1(house: House) -> None:
+    """The limit on tokens is lowered, for those who ask for more and do not mind; background is taken."""
+    for api in (house.api, house.other):
+        made = create(api, max_tokens=90)
+        assert made["model"] == "big"
+        reader = read(api, made)
+        (notice,) = reader.named("notice")
+        assert notice.id is not None  # a record like any other
+        assert (notice.data["kind"], notice.data["level"]) == ("limited", 1)
+        assert str(LIMITED) in notice.data["reason"]
+        assert "memory" in notice.data["reason"]
+        assert reader.terminal is not None
+        assert reader.terminal.data["finish_reason"] == "length"
+        assert reader.terminal.data["usage"]["completion_tokens"] == LIMITED
+        refused(api, "degrade", degrade=False)
+        assert read(api, create(api, degrade=False, max_tokens=LIMITED)).notices == []
+    assert read(house.api, create(house.api, background=True)).notices == ["limited"]
+
+
+def _level_2(house: House) -> None:
+    """Also the fallback answers, who has none is only limited, and background work is refused."""
+    for api in (house.api, house.other):
+        made = create(api)
+        assert made["model"] == "small"
+        reader = read(api, made)
+        assert reader.notices == ["limited", "fallback"]
+        assert {notice.data["level"] for notice in reader.named("notice")} == {2}
+        assert reader.named("start")[0].data["model"] == "small"
+        assert api.status(made["id"])["model"] == "small"
+        assert read(api, create(api, model="small")).notices == ["limited"]
+        refused(api, "degrade", degrade=False, max_tokens=LIMITED)  # the fallback alone would degrade it
+        refused(api, "background", background=True)
+        refused(api, "background", priority="background", model="small", max_tokens=1)
+
+
+def _level_3(house: House) -> None:
+    """Everything new is refused, whatever it is; readers of what there is are not."""
+    waits = [
+        refused(api, "memory", **kind)
+        for api in (house.api, house.other)
+        for kind in ({}, {"max_tokens": 1}, {"degrade": False}, {"background": True}) * 3
+    ]
+    assert set(waits) <= {1, 2, 3}  # nobody waits in the queue
+    assert len(set(waits)) > 1  # they do not come back together
+    with Api(house.redis.url) as late:  # without a budget of its own: it is told by the others
+        wait_until(
+            lambda: post(late, model="simulated").status == 429, "a node that has just started agrees", 3
+        )
+
+
+def _told(house: House) -> None:
+    """Each step was logged and counted."""
+    for api in (house.api, house.other):
+        steps = logged(api, "pressure")
+        assert {step["pressure"] for step in steps} == {0, 1, 2, 3}
+        assert {step["reason"] for step in steps} == {"memory", "none"}
+        assert steps[-1]["pressure"] == 0
+        assert {line["kind"] for line in logged(api, "degraded")} == {"limited", "fallback"}
+        told: dict[str, int] = {}
+        for line in logged(api, "shed"):
+            told[line["reason"]] = told.get(line["reason"], 0) + line["refused"]
+        assert told.keys() == {"degrade", "background", "memory"}
+        assert all(count <= shed(api, reason) for reason, count in told.items())
+        text = exposition(api)
+        for step in ("limited", "fallback"):
+            assert re.search(rf'relay_degraded_total{{step="{step}"}} [1-9]', text)
+        assert metric(api.port, "relay_redis_memory_budget_bytes") == BUDGET
+
+
+def test_as_many_as_may_be(settings: dict[str, object]) -> None:
+    """Near the limit on active responses less is taken, and at it nothing; when they end, everything."""
+    with (
+        EmbeddedServer() as redis,
+        Api(redis.url, max_active=20, **settings) as api,
+        Api(redis.url, max_active=20, **settings) as other,
+        Worker(redis.url, abandon_after_s=600, **settings),
+    ):
+        house = House(redis, api, other)
+        made = [create(api, tokens=5000, rate=1) for _ in range(17)]
+        wait_level(house, 1)
+        made += [create(other, tokens=5000, rate=1, model="small") for _ in range(2)]
+        wait_level(house, 2)
+        made.append(create(api, tokens=5000, rate=1))
+        assert made[-1]["model"] == "small"
+        wait_until(lambda: post(other).status == 429, "one too many is refused")
+        wait_level(house, 3)
+        refused(api, "active")
+        for one in made:
+            assert api.call("DELETE", f"/v1/streams/{one['id']}").status == 202
+        wait_until(lambda: post(api, degrade=False).status == 429, "it is let go step by step", 1)
+        wait_until(lambda: metric(api.port, "relay_pressure_level") < 3, "there is room again", 8)
+        assert read(api, create(api)).notices == ["limited", "fallback"]
+
+
+def test_a_queue_that_nobody_takes_from(crowd: House, settings: dict[str, object]) -> None:
+    """A job that waits is pressure by its age: at 15 s all are refused, for about that long."""
+    wait_level(crowd, 3, within_s=25)
+    waited_s = metric(crowd.api.port, "relay_jobs_oldest_seconds")
+    assert waited_s >= 15
+    waits = [refused(crowd.api, "queue") for _ in range(12)]
+    assert min(waits) >= min(0.7 * waited_s, 20)
+    assert len(set(waits)) > 2
+    newest = {one["metadata"]["is"]: one for one in crowd.api.call("GET", "/v1/streams").json["data"]}
+    with admin(crowd.redis.url) as client:
+        assert client.get(PRESSURE) == "3 queue"
+    # Who runs goes on: its reader has new text now.
+    with Reader(crowd.other.port, f"/v1/streams/{newest['running']['id']}/events") as reader:
+        reader.until(lambda reader: reader.text, "what there is")
+        reader.drain().past(reader.position)
+    # Somebody takes the job: the cause is gone, and a step later so is the refusal.
+    with Worker(crowd.redis.url, **settings):
+        waiting = read(crowd.api, {"events_url": f"/v1/streams/{newest['waiting']['id']}/events"})
+        assert waiting.notices == []
+        wait_until(lambda: metric(crowd.api.port, "relay_pressure_level") < 3, "a step down", 10)
+        assert create(crowd.other)["model"] == "small"
