@@ -18,7 +18,7 @@ from api.server import UVICORN_GRACE_S, DrainingServer
 from api.state import State
 from api.watch import Watch
 from relay import logs, models, process
-from relay.errors import RelayError
+from relay.errors import RelayError, SettingsInvalid
 from relay.jobs import Jobs
 from relay.metrics import redis_metrics
 from relay.settings import Settings
@@ -33,7 +33,7 @@ def run(settings: Settings, *, host: str, port: int) -> int:
         uvloop.run(_serve(settings, host, port))
     except RelayError as error:
         print(f"relay api: {error.message}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, SettingsInvalid) else 1
     return 0
 
 

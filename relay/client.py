@@ -80,9 +80,9 @@ class Client:
             raise InvalidValue(
                 f"not a relay's address: {url[:100]!r}; expected http://HOST:PORT", param="url"
             )
-        headers = {"Accept-Encoding": "identity"}
+        headers = {b"Accept-Encoding": b"identity"}
         if api_key:
-            headers["Authorization"] = f"Bearer {api_key}"
+            headers[b"Authorization"] = f"Bearer {api_key}".encode()
         self.retries = retries
         self.backoff_s = backoff_s
         self._http = httpx.AsyncClient(

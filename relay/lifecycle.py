@@ -23,20 +23,6 @@ class Status(StrEnum):
 
 TERMINAL = frozenset((Status.COMPLETED, Status.FAILED, Status.CANCELLED))
 
-MOVES: dict[Status, frozenset[Status]] = {
-    Status.QUEUED: frozenset((Status.RUNNING, *TERMINAL)),
-    Status.RUNNING: frozenset((Status.RUNNING, Status.PAUSED, *TERMINAL)),
-    Status.PAUSED: frozenset((Status.RUNNING, *TERMINAL)),
-    Status.COMPLETED: frozenset(),
-    Status.FAILED: frozenset(),
-    Status.CANCELLED: frozenset(),
-}
-
-
-def may_move(before: Status, after: Status) -> bool:
-    """Whether the table allows it. The Lua scripts refuse the same moves: they check `terminal`."""
-    return after in MOVES[before]
-
 
 class FinishReason(StrEnum):
     """The finish reasons of our own; an upstream's are passed through as they come."""

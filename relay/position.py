@@ -43,14 +43,3 @@ def valid_offset(position: Position, epoch_starts: Sequence[int]) -> int:
     of a later epoch lies in text that a failover lost: the reader must go back to that start.
     """
     return min([position.offset, *epoch_starts[position.epoch :]])
-
-
-def epoch_at(offset: int, epoch_starts: Sequence[int]) -> int:
-    """The newest epoch (1-based) that had started at or before `offset`; 0 before the first.
-
-    The starts need not ascend: after a failover that lost bytes, an epoch starts below the one before.
-    """
-    for epoch in range(len(epoch_starts), 0, -1):
-        if epoch_starts[epoch - 1] <= offset:
-            return epoch
-    return 0

@@ -165,7 +165,9 @@ def text_bytes(value: object) -> int:
         if isinstance(item, str):
             size += len(_encoded(item))
         elif isinstance(item, dict):
-            left.extend((inner, depth + 1) for inner in item.values())
+            for key, inner in item.items():
+                _encoded(key)
+                left.append((inner, depth + 1))
         elif isinstance(item, list):
             left.extend((inner, depth + 1) for inner in item)
     return size

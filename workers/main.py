@@ -37,7 +37,7 @@ def run(settings: Settings, *, concurrency: int, metrics_port: int) -> int:
         uvloop.run(_serve(settings, concurrency, metrics_port))
     except RelayError as error:
         print(f"relay worker: {error.message}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, SettingsInvalid) else 1
     return 0
 
 

@@ -48,6 +48,12 @@ class Metrics:
             "relay_append_failures", "Appends to be tried again.", (), one(lambda: self.append_failures)
         )
         counted.counter(
+            "relay_redis_refused_writes",
+            "Writes that Redis refused for want of memory.",
+            (),
+            one(lambda: self.out_of_memory),
+        )
+        counted.counter(
             "relay_resent_bytes",
             "Bytes sent again after Redis lost them.",
             (),

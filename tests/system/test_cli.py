@@ -221,6 +221,17 @@ def test_bad_setting(command: str, name: str, value: str, tmp_path: Path) -> Non
     assert name in line
 
 
+@pytest.mark.parametrize("command", ["api", "worker"])
+def test_bad_models_file(command: str, embedded_url: str, tmp_path: Path) -> None:
+    """A models file that cannot be used is a bad setting: one line that names it, and exit 2."""
+    models = tmp_path / "models.toml"
+    models.write_text('[models.a]\nsource = "nowhere"\n')
+    done = relay(command, cwd=tmp_path, RELAY_MODELS_FILE=str(models), RELAY_REDIS_URL=embedded_url)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert f"RELAY_MODELS_FILE={models}" in line
+
+
 def test_open_to_the_world(tmp_path: Path) -> None:
     """Without a key only this machine is served: another address is refused with what to do."""
     done = relay("up", "--host", "0.0.0.0", cwd=tmp_path)

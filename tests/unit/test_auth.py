@@ -81,6 +81,20 @@ def test_no_key_is_no_owner(authorization: str | None) -> None:
         locks().owner(a_request(authorization))
 
 
+@pytest.mark.parametrize("key", ["schlüssel-größe", "ключ-от-дома", "clé-à"])
+def test_a_key_beyond_ascii(key: str) -> None:
+    """Its bytes as UTF-8 open, as curl and our client send them, also where one looks like a space."""
+    key = f"long-{key}"
+    assert locks(f"eva:{key}").owner(a_request("Bearer " + key.encode().decode("latin-1"))) == "eva"
+    with pytest.raises(Unauthorized):
+        locks(f"eva:{key}").owner(a_request("Bearer " + key[:-1].encode().decode("latin-1")))
+
+
+def test_a_key_sent_as_latin_1() -> None:
+    """Python's http.client and browsers send Latin-1: the same characters are the same key."""
+    assert locks("eva:schlüssel-größe").owner(a_request("Bearer schlüssel-größe")) == "eva"
+
+
 @given(st.text(st.characters(min_codepoint=33, max_codepoint=255, exclude_characters=","), max_size=80))
 def test_only_a_key_opens(key: str) -> None:
     """Whatever else is sent as a key, in any bytes a header can hold, is refused and raises nothing else."""

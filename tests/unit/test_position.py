@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.errors import Malformed
-from relay.position import START, Position, epoch_at, valid_offset
+from relay.position import START, Position, valid_offset
 
 offsets = st.integers(0, 10**15 - 1)
 epochs = st.integers(0, 10**9 - 1)
@@ -62,18 +62,3 @@ def test_valid_offset_is_the_earliest_later_start(starts: list[int], offset: int
     assert valid <= offset
     assert all(valid <= start for start in starts[epoch:])
     assert valid == offset or valid in starts[epoch:]
-
-
-def test_epoch_at_when_starts_do_not_ascend() -> None:
-    """An epoch that began below the one before it owns everything from its start."""
-    starts = [0, 100, 80]
-    assert [epoch_at(offset, starts) for offset in (0, 79, 80, 90, 100, 500)] == [1, 1, 3, 3, 3, 3]
-    assert epoch_at(5, []) == 0
-
-
-@given(histories, st.integers(0, 200))
-def test_epoch_at_agrees_with_valid_offset(starts: list[int], offset: int) -> None:
-    """The epoch found at an offset makes a position that is valid as it is."""
-    epoch = epoch_at(offset, starts)
-    assert starts[epoch - 1] <= offset
-    assert valid_offset(Position(offset, epoch), starts) == offset
