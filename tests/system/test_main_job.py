@@ -6,24 +6,28 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from relay import simulation
-from relay.embedded import EmbeddedServer
 from tests.support.servers import admin
-from tests.support.system import Api, Reader, Worker, call, logs_if_failed, metric
+from tests.support.stage import (
+    SHORT_LEASE,
+    TAKE_OVER_S,
+    Stage,
+    has_text,
+    holder_first,
+    is_running,
+    stage,
+    text_of,
+)
+from tests.support.system import call, logs_if_failed, metric
 from tests.support.wait import wait_until
 
 pytestmark = pytest.mark.timeout(120)
 linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks at processes in /proc")
 
-LEASE_S = 2.0
-SHORT_LEASE = {"lease_s": LEASE_S, "lease_renew_s": 0.5}
-TAKE_OVER_S = LEASE_S + 3.0
 WINDOW_BYTES, CREDIT_BYTES = 8192, 16_384
 # What a client that reads nothing leaves in sockets: its receive buffer, and up to NOTSENT_LOWAT and a
 # write buffer at the node. Small, because the reader asks for small buffers and segments are not loopback's.
@@ -36,50 +40,6 @@ def _logs(request: pytest.FixtureRequest) -> Iterator[None]:
     """What the processes said, when a test has failed."""
     with logs_if_failed(request):
         yield
-
-
-class Stage:
-    """A server, and the processes that a test puts before it; all end with the test."""
-
-    def __init__(self, stack: ExitStack, **server: Any) -> None:
-        self._stack = stack
-        self.redis = stack.enter_context(EmbeddedServer(**server))
-
-    def api(self, **settings: object) -> Api:
-        """One more API node."""
-        return self._stack.enter_context(Api(self.redis.url, **settings))
-
-    def worker(self, concurrency: int = 64, **settings: object) -> Worker:
-        """One more worker."""
-        return self._stack.enter_context(Worker(self.redis.url, concurrency=concurrency, **settings))
-
-    def reader(self, api: Api, made: dict[str, Any], **given: Any) -> Reader:
-        """A reader of a response that was made."""
-        return self._stack.enter_context(Reader(api.port, made["events_url"], **given))
-
-
-@contextmanager
-def stage(**server: Any) -> Iterator[Stage]:
-    """A stage for as long as the block lasts."""
-    with ExitStack() as stack:
-        yield Stage(stack, **server)
-
-
-@pytest.fixture
-def scene() -> Iterator[Stage]:
-    """A stage with nothing on it but Redis."""
-    with stage() as scene:
-        yield scene
-
-
-def text_of(seed: int, tokens: int) -> str:
-    """What a simulated response must say, whoever made which part of it."""
-    return simulation.text(seed, 0, tokens)
-
-
-def has_text(size: int) -> Callable[[Reader], bool]:
-    """Whether a reader has so many characters."""
-    return lambda reader: len(reader.text) >= size
 
 
 # --- many at once
@@ -217,16 +177,6 @@ def _stays(value: Callable[[], Any], expected: Any, for_s: float) -> None:
 
 
 # --- workers that end
-
-
-def is_running(worker: Worker) -> bool:
-    """Whether it has a response in its hands."""
-    return metric(worker.metrics_port, "relay_worker_responses") > 0
-
-
-def holder_first(*workers: Worker) -> list[Worker]:
-    """The workers, the one that runs something before those that do not."""
-    return sorted(workers, key=is_running, reverse=True)
 
 
 def test_a_worker_killed_in_mid_response_is_replaced(scene: Stage) -> None:
