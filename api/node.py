@@ -14,7 +14,7 @@ from api.ledger import Credit
 from api.metrics import Metrics
 from api.protocol import ClientSocket
 from api.stream import Consumer
-from relay.errors import Overloaded, RelayError
+from relay.errors import Draining, Overloaded, RelayError
 from relay.journal import Journal
 from relay.lifecycle import TERMINAL
 from relay.position import Position
@@ -59,8 +59,10 @@ class Node:
     ) -> tuple[Consumer, Attached]:
         """Make a consumer and attach it; `begin` starts it. Detach it whatever happens after.
 
-        Raises Overloaded, StreamLost or Unavailable.
+        Raises Draining, Overloaded, StreamLost or Unavailable.
         """
+        if self.draining:
+            raise Draining("this node is going away: ask another", retry_after_s=random.uniform(0, 1))
         if sum(map(len, self._responses.values())) >= self.settings.max_consumers:
             self.metrics.shed["consumers"] += 1
             raise Overloaded(
