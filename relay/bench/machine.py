@@ -34,6 +34,15 @@ def usage(pid: int) -> Usage:
     return Usage((int(stat[11]) + int(stat[12])) / _TICKS, round(int(peak) / 1024, 1))
 
 
+def rss_kib(pid: int) -> int:
+    """The resident memory of a process, now. Raises ServerUnfit when it is gone."""
+    try:
+        status = (_PROC / str(pid) / "status").read_text()
+    except OSError as error:
+        raise ServerUnfit(f"process {pid} ended while it was measured") from error
+    return next((int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:")), 0)
+
+
 def busy_s() -> float:
     """CPU seconds that all cores have spent on anything but waiting, since the machine started."""
     try:

@@ -42,7 +42,8 @@ _NOT_PASSED_ON = frozenset(
 class Shape:
     """How many processes of each kind, or the nodes that run already (`urls`), and a key for those.
 
-    `logs` is a directory that keeps what our processes say; by default it goes when they end.
+    `logs` is a directory that keeps what our processes say; by default it goes when they end. `settings` are
+    `RELAY_*` variables and their values, before those of the environment.
     """
 
     nodes: int = 1
@@ -50,6 +51,7 @@ class Shape:
     urls: tuple[str, ...] = ()
     key: str | None = None
     logs: Path | None = None
+    settings: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(slots=True)
@@ -60,6 +62,11 @@ class System:
     server: str = "not ours"
     pids: list[tuple[str, int]] = field(default_factory=list)
     settings: dict[str, str] = field(default_factory=dict)
+    metrics_urls: list[str] = field(default_factory=list)  # of the workers
+
+    def pids_of(self, role: str) -> list[int]:
+        """The processes of a role."""
+        return [pid for name, pid in self.pids if name == role]
 
 
 @contextmanager
@@ -76,19 +83,44 @@ def running(shape: Shape, *, responses: int) -> Iterator[System]:
         redis = stack.enter_context(EmbeddedServer())
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="relay-bench-")))
         logs = shape.logs or directory
-        environment, settings = _environment(redis.url, responses)
+        environment, settings = _environment(redis.url, responses, dict(shape.settings))
         system = System([], asyncio.run(_version(redis.url)), [("redis", redis.pid)], settings)
         started: list[_Process] = []
         stack.callback(_stop, started)
         for number, (role, *arguments) in enumerate(_commands(shape, responses)):
             log = logs / f"{role}-{number}.log"
-            started.append(_start(role, arguments, log, environment, directory))
+            command = ["relay.cli.main", role, *arguments]
+            started.append(_start(role, command, log, environment, directory))
         for process in started:
-            ready = _await_ready(process)
-            system.pids.append((process.role, process.popen.pid))
-            if process.role == "api":
-                system.urls.append(ready.split()[1])
+            _join(system, process)
         yield system
+
+
+@contextmanager
+def running_obvious(upstream_url: str, *, logs: Path | None = None) -> Iterator[System]:
+    """The stack that `relay.bench.obvious` is, with a Redis of its own. Raises ServerUnfit, see `running`."""
+    _allow_open_files()
+    with ExitStack() as stack:
+        redis = stack.enter_context(EmbeddedServer())
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="relay-bench-")))
+        environment = _plain() | {"REDIS_URL": redis.url, "UPSTREAM_URL": upstream_url}
+        started: list[_Process] = []
+        stack.callback(_stop, started)
+        log = (logs or directory) / "obvious.log"
+        started.append(_start("api", ["relay.bench.obvious"], log, environment, directory))
+        system = System([], asyncio.run(_version(redis.url)), [("redis", redis.pid)])
+        _join(system, started[0])
+        yield system
+
+
+def _join(system: System, process: "_Process") -> None:
+    """Wait until it is ready, and note where it serves."""
+    _, *where = _await_ready(process).split()
+    system.pids.append((process.role, process.popen.pid))
+    if process.role == "api":
+        system.urls.append(where[0])
+    else:
+        system.metrics_urls.append(where[-1])
 
 
 class _Process(NamedTuple):
@@ -106,7 +138,9 @@ def _commands(shape: Shape, responses: int) -> Iterator[tuple[str, ...]]:
         yield "api", "--port", str(free_port())
 
 
-def _environment(redis_url: str, responses: int) -> tuple[dict[str, str], dict[str, str]]:
+def _environment(
+    redis_url: str, responses: int, given: dict[str, str]
+) -> tuple[dict[str, str], dict[str, str]]:
     """The environment of the processes, and what of it to tell in the result."""
     tuned = {
         name: value
@@ -114,10 +148,14 @@ def _environment(redis_url: str, responses: int) -> tuple[dict[str, str], dict[s
         if name.startswith("RELAY_") and name not in _NOT_PASSED_ON
     }
     room = {"RELAY_MAX_ACTIVE": str(2 * responses + 64), "RELAY_MAX_CONSUMERS": str(2 * responses + 64)}
-    settings = room | tuned
+    settings = room | tuned | given
+    return _plain() | settings | {"RELAY_REDIS_URL": redis_url}, settings
+
+
+def _plain() -> dict[str, str]:
+    """The caller's environment without `RELAY_*`, and with this code on the path."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
-    path = os.pathsep.join(filter(None, (str(_ROOT), plain.get("PYTHONPATH"))))
-    return plain | settings | {"RELAY_REDIS_URL": redis_url, "PYTHONPATH": path}, settings
+    return plain | {"PYTHONPATH": os.pathsep.join(filter(None, (str(_ROOT), plain.get("PYTHONPATH"))))}
 
 
 async def _version(redis_url: str) -> str:
@@ -129,11 +167,11 @@ async def _version(redis_url: str) -> str:
 
 
 def _start(
-    role: str, arguments: list[str], log: Path, environment: dict[str, str], directory: Path
+    role: str, command: list[str], log: Path, environment: dict[str, str], directory: Path
 ) -> _Process:
     with log.open("wb") as output:  # a file: a pipe that fills would stop the process
         popen = subprocess.Popen(
-            [sys.executable, "-m", "relay.cli.main", role, *arguments],
+            [sys.executable, "-m", *command],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

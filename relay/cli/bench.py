@@ -18,6 +18,7 @@ from relay.bench import machine, report, run
 from relay.bench.load import Plan
 from relay.bench.system import Shape
 from relay.bench.wire import compare
+from relay.cli.bench_backpressure import backpressure
 from relay.cli.bench_options import Json, Options, finish, with_options
 from relay.cli.bench_readers import readers
 from relay.embedded import EmbeddedServer
@@ -87,6 +88,7 @@ def capacity(
 
 
 app.command()(readers)
+app.command()(backpressure)
 
 
 @app.command()

@@ -1,0 +1,82 @@
+"""What slow readers cost the fast ones beside them, in lateness, and their node, in memory."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from relay.bench import machine
+from relay.bench.crowd import crowd
+from relay.bench.load import Plan
+from relay.bench.readers import Kind
+from relay.bench.run import Progress, drive, faults
+from relay.bench.system import System
+from relay.errors import ServerUnfit
+
+READERS = 100  # of each kind: stalled, dripping, fast
+_SLOW = {Kind.STALLED: READERS, Kind.DRIPPING: READERS}
+_RATE = 50.0
+# So that the crowd's buffers are full, and the ladder has come to rest, before anything is measured.
+_SETTLE_S = 8.0
+_APART_S = 1.0
+_MEMORY_S = 6.0
+_SAMPLE_EVERY_S = 0.25
+_WARM_UP = Plan([], responses=20, tokens=50, rate=_RATE, ramp_s=0.2)
+
+
+def isolation(
+    system: System, *, rounds: int, tokens: int, say: Callable[[str], None], progress: Progress
+) -> dict[str, Any]:
+    """Fast readers beside slow ones and alone, in turn: what the machine does meanwhile hits both alike.
+
+    All sources give 50 tokens a second. Latency is that of every token against its schedule.
+    """
+    plan = Plan(system.urls[:1], READERS, tokens, _RATE)
+    drive(replace(_WARM_UP, urls=plan.urls), lambda _: None)
+    together, alone = [], []
+    endings: dict[str, int] = {}
+    for number in range(rounds):
+        say(f"round {number + 1} of {rounds}: {READERS} stalled, {READERS} dripping, {READERS} fast")
+        with crowd(plan.urls[0], _SLOW, tokens_per_s=_RATE) as slow:
+            time.sleep(_SETTLE_S)
+            together.append(drive(plan, progress))
+            endings = slow.endings
+        time.sleep(_APART_S)
+        say(f"round {number + 1} of {rounds}: {READERS} fast alone")
+        alone.append(drive(plan, progress))
+    p99 = {
+        "together": [run["latency_ms"]["p99"] for run in together],
+        "alone": [run["latency_ms"]["p99"] for run in alone],
+    }
+    medians = {name: statistics.median(values) for name, values in p99.items()}
+    return {
+        "p99_ms": p99,
+        "together_ms": medians["together"],
+        "alone_ms": medians["alone"],
+        "ratio": round(medians["together"] / medians["alone"], 2) if medians["alone"] else 0.0,
+        "slow_endings": endings,
+        "wrong": sorted({reason for run in together + alone for reason in faults(run)}),
+        "delivered": min(run["delivered"] for run in together + alone),
+    }
+
+
+def memory(system: System, *, progress: Callable[[float], None]) -> dict[str, Any]:
+    """Resident memory that a stalled consumer costs the node, in KiB; its source gives what it is let.
+
+    A few that stalled before and are gone have paid for what any process allocates once.
+    """
+    url, pids = system.urls[0], system.pids_of("api")
+    with crowd(url, {Kind.STALLED: READERS // 10}, tokens_per_s=0):
+        time.sleep(_APART_S)
+    before = sum(map(machine.rss_kib, pids))
+    most = 0
+    with crowd(url, {Kind.STALLED: READERS}, tokens_per_s=0) as slow:
+        began = time.monotonic()
+        while (gone_s := time.monotonic() - began) < _MEMORY_S:
+            time.sleep(_SAMPLE_EVERY_S)
+            most = max(most, sum(map(machine.rss_kib, pids)) - before)
+            progress(gone_s)
+        if len(slow.outcomes) != READERS or slow.endings.get("open") != READERS:
+            raise ServerUnfit(f"stalled readers did not stay: {slow.endings}")
+    return {"consumers": READERS, "kib_per_consumer": round(most / READERS, 1), "grown_kib": most}
