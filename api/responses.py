@@ -2,6 +2,7 @@
 
 import hashlib
 import secrets
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import orjson
@@ -11,11 +12,11 @@ from api.admission import Admission
 from api.auth import token_digest
 from api.condition import Health
 from relay import keys, scripts
-from relay.errors import Conflict, InvalidValue, Unavailable
+from relay.errors import Conflict, Fenced, InvalidValue, Unavailable
 from relay.events import Channel, encode, event
 from relay.jobs import Jobs
 from relay.journal import HEALTH, LIVE_MS, ConsumerState, Journal, Snapshot
-from relay.lifecycle import FinishReason, Status
+from relay.lifecycle import TERMINAL, FinishReason, Status
 from relay.models import Registry
 from relay.requests import StreamRequest
 from relay.settings import Settings
@@ -24,7 +25,6 @@ from relay.topology import Topology
 IDEMPOTENCY_S = 86_400
 RECENT = 100  # responses listed for an owner
 _NO_UNICODE = (orjson.JSONEncodeError, PydanticSerializationError, UnicodeEncodeError)
-_EMPTY_SHA256 = hashlib.sha256().hexdigest()
 
 
 class Created(NamedTuple):
@@ -87,9 +87,12 @@ class Responses:
         return [item.decode() for item in found]
 
     async def cancel(self, journal: Journal) -> None:
-        """Stop it wherever it is. A queued one ends here and now; a running one within a second."""
-        status = await scripts.cancel_response(journal.wire, journal.keys)
-        if status != Status.QUEUED:
+        """Stop it wherever it is: a running one within a second, one that no worker holds here and now.
+
+        The wish is kept with the response: a worker that did not hear of it finds it with its next append,
+        its next renewal, or when it takes the response over; this node need not live for that.
+        """
+        if await scripts.cancel_response(journal.wire, journal.keys) in TERMINAL:
             return
         claimed = await scripts.claim_response(
             journal.wire,
@@ -98,32 +101,30 @@ class Responses:
             lease_ms=int(self._settings.lease_s * 1000),
             retention_s=self._settings.retention_s,
         )
-        # Not claimed: a worker was quicker, and has been told. With text, a worker must make the digest.
+        # Not claimed: a worker has it, and has been told.
         if isinstance(claimed, scripts.NotClaimed):
             return
-        if claimed.head:
-            await scripts.release_lease(journal.wire, journal.keys, epoch=claimed.epoch, owner="api")
-            return
-        data = {
+        # What a worker left that drained or was lost: the digest is of that, mostly of nothing.
+        digest, text_bytes = hashlib.sha256(), 0
+        async for piece in journal.text(claimed.head):
+            digest.update(piece)
+            text_bytes += len(piece)
+        ended: dict[str, str | int] = {
             "finish_reason": FinishReason.CANCELLED,
-            "text_bytes": 0,
-            "sha256": _EMPTY_SHA256,
-            "usage": {},
+            "text_bytes": text_bytes,
+            "sha256": digest.hexdigest(),
         }
-        await scripts.close_response(
-            journal.wire,
-            journal.keys,
-            epoch=claimed.epoch,
-            base=0,
-            data=encode(event(Channel.DONE, data)),
-            retention_s=self._settings.retention_s,
-            fields={
-                "status": Status.CANCELLED,
-                "finish_reason": FinishReason.CANCELLED,
-                "text_bytes": 0,
-                "sha256": _EMPTY_SHA256,
-            },
-        )
+        # Fenced: this node was stopped past its lease, and the worker that has it now knows of the wish.
+        with suppress(Fenced):
+            await scripts.close_response(
+                journal.wire,
+                journal.keys,
+                epoch=claimed.epoch,
+                base=claimed.head,
+                data=encode(event(Channel.DONE, {**ended, "usage": {}})),
+                retention_s=self._settings.retention_s,
+                fields={"status": Status.CANCELLED, **ended},
+            )
 
     @staticmethod
     async def consumers(journal: Journal, snapshot: Snapshot) -> list[dict[str, Any]]:
