@@ -31,14 +31,15 @@ def main() -> None:
     """Serve until killed."""
     parser = argparse.ArgumentParser(prog="python -m relay.cli.llm_server", description=__doc__)
     parser.add_argument("--port", type=int, required=True)
-    port: int = parser.parse_args().port
+    parser.add_argument("--host", default="127.0.0.1", help="it asks for no key: never a public address")
+    given = parser.parse_args()
     path = model_file()
     import xllamacpp  # noqa: PLC0415 - 100 MB that only this process needs
 
     params = xllamacpp.CommonParams()
     params.model.path = str(path)
-    params.hostnames = ["127.0.0.1"]
-    params.port = port
+    params.hostnames = [given.host]
+    params.port = given.port
     params.n_parallel = _AT_ONCE
     # One is left to the relay: llama.cpp's threads spin, and stand still when one of them has no core.
     params.cpuparams.n_threads = max(1, (os.cpu_count() or 2) - 1)

@@ -1,0 +1,164 @@
+"""docker-compose.yml for real: used through its proxies, scaled, a node lost, watched by Prometheus."""
+
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support import system
+from tests.support.compose import KEY, ROOT, Stack, deployed, run
+from tests.support.servers import Missing, may_skip
+from tests.support.system import Reader, call
+from tests.support.wait import wait_until
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]
+
+PROXIES = ("nginx", "haproxy")
+RECEIVE_BUFFER = 8192
+# What may be on its way to a reader that takes nothing: buffers of two kernels and one proxy, and the window.
+ON_THE_WAY = 350_000
+STILL = ("paused", "completed", "failed", "cancelled")
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    """The whole deployment, two nodes and two workers."""
+    try:
+        with deployed() as made:
+            yield made
+            return
+    except Missing as missing:
+        reason = f"no deployment: {missing}"
+    if may_skip():
+        pytest.skip(reason)
+    pytest.fail(reason, pytrace=False)
+
+
+@pytest.fixture(scope="module")
+def haproxy(stack: Stack) -> Iterator[str]:
+    """HAProxy on its configuration of this repository, beside the nginx that compose brings."""
+    name = f"{stack.name}-haproxy"
+    config = f"{ROOT}/ops/haproxy/haproxy.cfg:/usr/local/etc/haproxy/haproxy.cfg:ro"
+    hardened = ("--user", "10001:10001", "--read-only", "--cap-drop", "ALL")
+    network = ("--network", f"{stack.name}_outer")
+    run("docker", "run", "-d", "--name", name, *hardened, *network, "-v", config, "haproxy:3.0")
+    try:
+        wait_until(
+            lambda: call_at(stack.address(name), "GET", "/readyz").status == 200, "haproxy has a node", 20
+        )
+        yield name
+    finally:
+        run("docker", "rm", "-f", name)
+
+
+@pytest.fixture(params=PROXIES)
+def host(request: pytest.FixtureRequest, stack: Stack, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of each proxy in turn; calls and readers go there."""
+    container = (
+        stack.containers("proxy")[0] if request.param == "nginx" else request.getfixturevalue("haproxy")
+    )
+    address = stack.address(container)
+    monkeypatch.setattr(system, "_HOST", address)
+    return address
+
+
+def call_at(address: str, method: str, path: str) -> system.Answer:
+    """One call to another address than loopback."""
+    before, system._HOST = system._HOST, address
+    try:
+        return call(8080, method, path, headers=KEY)
+    except OSError:
+        return system.Answer(0, {}, b"")
+    finally:
+        system._HOST = before
+
+
+def create(tokens: int, rate: float) -> dict[str, str]:
+    """A simulated response, made through the proxy."""
+    simulation = {"tokens": tokens, "tokens_per_second": rate, "seed": 7}
+    body = {"model": "simulated", "prompt": "Say it.", "simulation": simulation}
+    answer = call(8080, "POST", "/v1/streams", body, KEY)
+    assert answer.status == 201, answer
+    made: dict[str, str] = answer.json
+    return made
+
+
+def status(made: dict[str, str]) -> dict[str, object]:
+    """A response's status JSON, through the proxy."""
+    told: dict[str, object] = call(8080, "GET", f"/v1/streams/{made['id']}", headers=KEY).json
+    return told
+
+
+def test_text_comes_through_each_proxy_as_it_is_made_and_whole(host: str) -> None:
+    """The first token is there while the source still writes, and the digest at the end is right."""
+    made = create(tokens=120, rate=40)
+    with Reader(8080, made["events_url"], headers=KEY) as reader:
+        reader.until(lambda r: r.text, "the first token")
+        assert status(made)["status"] == "running"
+        first, at = len(reader.text), status(made)["position"]
+        reader.run()
+    assert reader.exact() == ""
+    assert first < len(reader.text) / 2
+    assert isinstance(at, int)
+
+
+def test_a_reader_that_takes_nothing_pauses_the_source_through_each_proxy(host: str) -> None:
+    """The proxies hold so little that backpressure passes them."""
+    made = create(tokens=150_000, rate=0)
+    with Reader(8080, made["events_url"], headers=KEY, receive_buffer=RECEIVE_BUFFER) as reader:
+        reader.started()
+        wait_until(lambda: status(made)["status"] in STILL, "the source stands still", 40)
+        told = status(made)
+        assert told["status"] == "paused"
+        position = told["position"]
+        assert isinstance(position, int)
+        assert position < ON_THE_WAY
+    assert call(8080, "DELETE", f"/v1/streams/{made['id']}", headers=KEY).status == 202
+
+
+def test_every_container_is_locked_down(stack: Stack) -> None:
+    """Ours run as nobody in particular, on a root file system that takes no writes, within a memory limit."""
+    for service in ("api", "worker", "proxy"):
+        for container in stack.containers(service):
+            said = stack.inspect(container)
+            assert said["HostConfig"]["ReadonlyRootfs"], service
+            assert said["HostConfig"]["Memory"] > 0, service
+            assert said["HostConfig"]["CapDrop"] == ["ALL"], service
+            assert run("docker", "exec", container, "id", "-u").strip() == "10001"
+            written = subprocess.run(
+                ["docker", "exec", container, "touch", "/usr/x"], capture_output=True, check=False, timeout=20
+            )
+            assert written.returncode != 0, service
+
+
+def test_prometheus_finds_every_replica_and_those_that_come_later(stack: Stack) -> None:
+    """Two of each at first, four of each after `--scale api=4 --scale worker=4`, all scraped."""
+    wait_until(lambda: len(stack.scraped("relay-api")) == 2, "both nodes are scraped", 30)
+    stack.up("--scale", "api=4", "--scale", "worker=4")
+    nodes = {f"{stack.address(container)}:8000" for container in stack.containers("api")}
+    workers = {f"{stack.address(container)}:9100" for container in stack.containers("worker")}
+    assert len(nodes) == len(workers) == 4
+    wait_until(lambda: stack.scraped("relay-api") == nodes, "all four nodes are scraped", 30)
+    wait_until(lambda: stack.scraped("relay-worker") == workers, "all four workers are scraped", 30)
+
+
+def test_a_reader_goes_on_at_another_node_when_its_own_is_killed(stack: Stack, host: str) -> None:
+    """One of two nodes is killed: its readers come back through the proxy, and nothing is lost."""
+    stack.up("--scale", "api=2")
+    doomed, *_ = stack.containers("api")
+    made = create(tokens=200, rate=40)
+    readers = [Reader(8080, made["events_url"], headers=KEY).some(3) for _ in range(8)]
+    run("docker", "kill", doomed)
+    for reader in readers:
+        reader.run()
+    cut = [reader for reader in readers if reader.terminal is None]
+    assert cut, "the readers were spread over both nodes"
+    for reader in cut:
+
+        def resumed(reader: Reader = reader) -> Reader | None:
+            again = Reader(8080, made["events_url"], after=reader.last_id, headers=KEY).run()
+            return again if again.status == 200 else None
+
+        again = wait_until(resumed, "the proxy finds the other node", 20)
+        assert again.exact(before=reader.text) == ""
+    stack.up()
