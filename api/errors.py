@@ -29,6 +29,7 @@ STATUS: dict[type[RelayError], int] = {
     errors.Overloaded: 429,
     errors.Unavailable: 503,
     errors.ConnectionLost: 503,
+    errors.Redirected: 503,
     errors.Draining: 503,
     errors.OutOfMemory: 503,
 }

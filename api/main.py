@@ -71,7 +71,7 @@ async def _state(settings: Settings, topology: Topology) -> State:
     )
     metrics = Metrics()
     redis_metrics(metrics.counted, topology)
-    jobs = Jobs(topology.wires()[0])
+    jobs = Jobs(topology)
     await jobs.prepare()
     watch = Watch(settings, topology, jobs, metrics)
     admission = Admission(settings, jobs, registry, watch, metrics)

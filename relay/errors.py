@@ -14,6 +14,7 @@ RelayError
 ├── ours
 │   ├── Unavailable        Redis is not to be had now
 │   │   ├── ConnectionLost    the reply to a command was lost: it may or may not have run
+│   │   ├── Redirected        another node of the cluster has the key: the command did not run
 │   │   └── Draining          this node is going away
 │   ├── OutOfMemory        Redis refuses writes (maxmemory): pressure, not failure
 │   ├── ServerUnfit        a server that cannot carry us: too old, evicting, absent
@@ -120,6 +121,29 @@ class ConnectionLost(Unavailable):
     """The connection broke with the command in flight: it may or may not have run."""
 
     code = "connection_lost"
+
+
+class Redirected(Unavailable):
+    """The cluster says MOVED, or ASK for this command alone (`asking`): it did not run here.
+
+    `host` is empty where the server does not name it: then it is the one that answered.
+    """
+
+    code = "redirected"
+
+    slot = 0
+    host = ""
+    port = 0
+    asking = False
+
+    @classmethod
+    def said(cls, message: str) -> "Redirected":
+        """Read the server's answer: `MOVED slot host:port`."""
+        kind, slot, endpoint = message.split(" ")[:3]
+        redirected = cls(message)
+        redirected.host, _, port = endpoint.rpartition(":")
+        redirected.slot, redirected.port, redirected.asking = int(slot), int(port), kind == "ASK"
+        return redirected
 
 
 class Draining(Unavailable):

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 from relay.errors import Refused
 from relay.keys import JOBS_BACKGROUND, JOBS_GROUP, JOBS_INTERACTIVE, keys_of
+from relay.line import Line
 from relay.link import Argument
+from relay.topology import Topology
 from relay.wire import Wire
 
 STREAMS = {"interactive": JOBS_INTERACTIVE, "background": JOBS_BACKGROUND}
@@ -38,28 +40,28 @@ class QueueState(NamedTuple):
 
 
 class Jobs:
-    """The queue through one wire; `blocking` is a wire of its own, because a blocked read stops the line."""
+    """The queues of a deployment; `blocking` is a wire of its own, because a blocked read stops the line."""
 
-    def __init__(self, wire: Wire) -> None:
-        self._wire = wire
+    def __init__(self, topology: Topology) -> None:
+        self._topology = topology
         self._cursors = dict.fromkeys(STREAMS.values(), "-")  # where the next scan for orphans starts
 
     async def prepare(self) -> None:
         """Make the streams and the group where they are missing. Idempotent."""
         for stream in STREAMS.values():
             try:
-                await self._wire.call("XGROUP", "CREATE", stream, JOBS_GROUP, "0", "MKSTREAM")
+                await self._line(stream).call("XGROUP", "CREATE", stream, JOBS_GROUP, "0", "MKSTREAM")
             except Refused as error:
                 if error.prefix != "BUSYGROUP":
                     raise
 
     async def submit(self, queue: str, response_id: str) -> None:
         """Queue a response. A retry queues it twice, which is harmless: only one claim succeeds."""
-        await self._wire.call("XADD", STREAMS[queue], "*", "id", response_id)
+        await self._line(STREAMS[queue]).call("XADD", STREAMS[queue], "*", "id", response_id)
 
     async def depth(self) -> int:
         """How many responses are queued or running."""
-        lengths = [self._wire.send("XLEN", stream) for stream in STREAMS.values()]
+        lengths = [self._line(stream).send("XLEN", stream) for stream in STREAMS.values()]
         return sum([await length for length in lengths])
 
     async def states(self) -> dict[str, QueueState]:
@@ -67,9 +69,10 @@ class Jobs:
         return {queue: await self._state(stream) for queue, stream in STREAMS.items()}
 
     async def _state(self, stream: str) -> QueueState:
-        groups = self._wire.send("XINFO", "GROUPS", stream)
-        length = self._wire.send("XLEN", stream)
-        now = self._wire.send("TIME")
+        line = self._line(stream)
+        groups = line.send("XINFO", "GROUPS", stream)
+        length = line.send("XLEN", stream)
+        now = line.send("TIME")
         group = next(iter(await groups), None)
         if group is None:
             return QueueState(await length, 0, 0.0)
@@ -78,7 +81,7 @@ class Jobs:
         waiting = max(0, await length - group[b"pending"])
         seconds, micros = await now
         oldest = (
-            await self._wire.call("XRANGE", stream, b"(" + group[b"last-delivered-id"], "+", "COUNT", 1)
+            await line.call("XRANGE", stream, b"(" + group[b"last-delivered-id"], "+", "COUNT", 1)
             if waiting
             else None
         )
@@ -91,13 +94,15 @@ class Jobs:
         """At most `count` new jobs, interactive ones first; waits up to `block_ms` for one.
 
         Only on an empty queue does it block, for a single job: a blocked read on both streams could
-        otherwise bring `count` of each.
+        otherwise bring `count` of each. In a cluster it blocks on the interactive one alone, for the other
+        may be elsewhere: an idle worker looks at that one every `block_ms`.
         """
         try:
             for stream in STREAMS.values():
-                if jobs := await _read(blocking, worker, ("COUNT", count, "STREAMS", stream, ">")):
+                line = self._line(stream) if self._topology.is_sharded else blocking
+                if jobs := await _read(line, worker, ("COUNT", count, "STREAMS", stream, ">")):
                     return jobs
-            streams = STREAMS.values()
+            streams = (JOBS_INTERACTIVE,) if self._topology.is_sharded else tuple(STREAMS.values())
             return await _read(
                 blocking,
                 worker,
@@ -111,14 +116,15 @@ class Jobs:
 
     async def finish(self, job: Job) -> None:
         """Take it out of the queue. Idempotent."""
-        ack = self._wire.send("XACK", job.stream, JOBS_GROUP, job.entry_id)
-        delete = self._wire.send("XDEL", job.stream, job.entry_id)
+        line = self._line(job.stream)
+        ack = line.send("XACK", job.stream, JOBS_GROUP, job.entry_id)
+        delete = line.send("XDEL", job.stream, job.entry_id)
         await ack
         await delete
 
     async def hand_over(self, job: Job) -> None:
         """Queue it anew for another worker, then take this delivery out."""
-        await self._wire.call("XADD", job.stream, "*", "id", job.response_id)
+        await self._line(job.stream).call("XADD", job.stream, "*", "id", job.response_id)
         await self.finish(job)
 
     async def orphans(self, worker: str, idle_ms: int, most: int) -> list[Job]:
@@ -137,7 +143,8 @@ class Jobs:
         taken: list[Job] = []
         for _ in range(SCAN_PAGES):
             jobs = await self._old_jobs(stream, idle_ms)
-            leases = [self._wire.send("EXISTS", keys_of(job.response_id).lease) for job in jobs]
+            keys = [keys_of(job.response_id).lease for job in jobs]
+            leases = [self._line(key).send("EXISTS", key) for key in keys]
             free = [job for job, lease in zip(jobs, leases, strict=True) if not await lease]
             if len(free) > most - len(taken):  # what there is no room for now is the first that is seen next
                 self._cursors[stream] = free[most - len(taken)].entry_id.decode()
@@ -145,7 +152,7 @@ class Jobs:
             taken += [
                 job._replace(deliveries=job.deliveries + 1)
                 for job in free[: most - len(taken)]
-                if await self._wire.call("XCLAIM", stream, JOBS_GROUP, worker, idle_ms, job.entry_id)
+                if await self._line(stream).call("XCLAIM", stream, JOBS_GROUP, worker, idle_ms, job.entry_id)
             ]
             if len(taken) >= most or self._cursors[stream] == "-":
                 break
@@ -153,24 +160,28 @@ class Jobs:
 
     async def _old_jobs(self, stream: str, idle_ms: int) -> list[Job]:
         """The next page of jobs claimed over `idle_ms` ago; after the last page the first comes again."""
-        rows = await self._wire.call(
+        line = self._line(stream)
+        rows = await line.call(
             "XPENDING", stream, JOBS_GROUP, "IDLE", idle_ms, self._cursors[stream], "+", SCAN_COUNT
         )
         self._cursors[stream] = "(" + rows[-1][0].decode() if len(rows) == SCAN_COUNT else "-"
         if not rows:
             return []
-        entries = dict(await self._wire.call("XRANGE", stream, rows[0][0], rows[-1][0]))
+        entries = dict(await line.call("XRANGE", stream, rows[0][0], rows[-1][0]))
         for entry_id, *_ in rows:
             if entry_id not in entries:  # deleted while pending
-                self._wire.post("XACK", stream, JOBS_GROUP, entry_id)
+                line.post("XACK", stream, JOBS_GROUP, entry_id)
         return [
             Job(stream, entry_id, entries[entry_id][1].decode(), deliveries)
             for entry_id, _, _, deliveries in rows
             if entry_id in entries
         ]
 
+    def _line(self, key: str) -> Line:
+        return self._topology.wire(key)
 
-async def _read(wire: Wire, worker: str, rest: tuple[Argument, ...]) -> list[Job]:
+
+async def _read(wire: Line, worker: str, rest: tuple[Argument, ...]) -> list[Job]:
     reply: dict[bytes, list[Any]] | None = await wire.call("XREADGROUP", "GROUP", JOBS_GROUP, worker, *rest)
     return [
         Job(stream.decode(), entry_id, fields[1].decode(), 1)

@@ -13,9 +13,9 @@ from relay import scripts
 from relay.errors import Malformed, NotFound, Refused
 from relay.events import Channel, Placed, decode
 from relay.keys import Keys, keys_of
+from relay.line import Line
 from relay.link import Argument, Reply, pack
 from relay.position import Position
-from relay.wire import Wire
 
 HEALTH = "health:"  # prefix of a consumer's field in the meta
 SLICE_BYTES = 65_536  # of one GETRANGE: bounds the reply that a text or a walk holds in memory
@@ -79,7 +79,7 @@ class Journal:
 
     __slots__ = ("id", "keys", "wire")
 
-    def __init__(self, wire: Wire, response_id: str) -> None:
+    def __init__(self, wire: Line, response_id: str) -> None:
         self.wire = wire
         self.id = response_id
         self.keys: Keys = keys_of(response_id)
@@ -172,6 +172,10 @@ class Journal:
     def send_range(self, start: int, size: int) -> Reply:
         """Ask for `size` bytes of the journal from `start`."""
         return self.wire.send("GETRANGE", self.keys.journal, start, start + size - 1)
+
+    def send_entries(self, after: int, count: int) -> Reply:
+        """Ask for the first `count` entries that end after `after`, of no group; see `read_entries`."""
+        return self.wire.send("XRANGE", self.keys.log, f"({after}-{_LAST_SEQUENCE}", "+", "COUNT", count)
 
     def send_reset(self, consumer: str, connection: str, offset: int) -> Reply:
         """Put a consumer back to `offset` after a break: 1, 0 (replaced by a newer one) or -1 (gone)."""

@@ -12,7 +12,15 @@ from typing import Any, cast
 
 import hiredis
 
-from relay.errors import ConnectionLost, OutOfMemory, Refused, RelayError, SettingsInvalid, Unavailable
+from relay.errors import (
+    ConnectionLost,
+    OutOfMemory,
+    Redirected,
+    Refused,
+    RelayError,
+    SettingsInvalid,
+    Unavailable,
+)
 
 Argument = str | bytes | int | float
 Reply = asyncio.Future[Any]
@@ -35,25 +43,31 @@ class Link(asyncio.Protocol):
     At most `max_inflight` commands are unanswered; past that commands wait in line, at most as many
     again; past that `send` raises Unavailable. Subscriptions always find room in the line: there are no
     more of them than of readers, and one left out would stay deaf. `on_push` gets (channel, payload) of
-    each message.
+    each message, `on_deaf` a channel whose subscription was refused or ended by the server, `on_redirect`
+    what a cluster says of a slot, before the command that it answers fails. A server that answers
+    READONLY is no primary any more: the connection is dropped, for the next one may find the new primary.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 the callbacks are its interface, and one owner makes it
         self,
         shown: str,
         max_inflight: int,
         on_push: Callable[[str, bytes], None],
         on_lost: Callable[["Link"], None],
+        on_deaf: Callable[[str], None] = lambda _channel: None,
+        on_redirect: Callable[[Redirected], None] = lambda _redirected: None,
     ) -> None:
         self._shown = shown
         self._max_inflight = max_inflight
         self._on_push = on_push
         self._on_lost = on_lost
+        self._on_deaf = on_deaf
+        self._on_redirect = on_redirect
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._reader = hiredis.Reader(notEnoughData=_MORE)
         self._buffer: list[bytes] = []
-        # A waiter is a future, or a channel whose (un)subscription is confirmed by a push in its place.
+        # A waiter is a future, or "KIND CHANNEL" of an (un)subscription, confirmed by a push in its place.
         self._pending: deque[Reply | str] = deque()
         self._waiting: deque[tuple[bytes, Reply | str]] = deque()
         self._gone = asyncio.Event()
@@ -75,7 +89,7 @@ class Link(asyncio.Protocol):
 
     def send_subscription(self, command: str, channel: str) -> None:
         """SSUBSCRIBE or SUNSUBSCRIBE: confirmed by a push, not by a reply."""
-        self._enqueue(pack(command, channel), channel)
+        self._enqueue(pack(command, channel), f"{command.lower()} {channel}")
 
     @property
     def inflight(self) -> int:
@@ -145,12 +159,10 @@ class Link(asyncio.Protocol):
                     self._pushed(reply)
                 else:
                     waiter = pending.popleft()
-                    # A refused SSUBSCRIBE is answered in order and by no push; the readers' sweep covers it.
-                    if not isinstance(waiter, str) and not waiter.done():
-                        if type(reply) is hiredis.ReplyError:
-                            _fail(waiter, _typed(str(reply)))
-                        else:
-                            waiter.set_result(reply)
+                    if type(reply) is hiredis.ReplyError:
+                        self._refused(waiter, _typed(str(reply)))
+                    elif not isinstance(waiter, str) and not waiter.done():
+                        waiter.set_result(reply)
                 reply = reader.gets()
         except (hiredis.ProtocolError, IndexError):
             self.abort()  # out of step with the server: nothing that follows can be trusted
@@ -173,11 +185,25 @@ class Link(asyncio.Protocol):
         kind = push[0]
         if kind == b"smessage":
             self._on_push(push[1].decode(), push[2])
-        elif kind in (b"ssubscribe", b"sunsubscribe") and self._pending:
+        elif kind in (b"ssubscribe", b"sunsubscribe"):
             # A server may end a subscription by itself (the slot moved): then it is not at the head.
-            head = self._pending[0]
-            if isinstance(head, str) and head == push[1].decode():
+            channel = push[1].decode()
+            if self._pending and self._pending[0] == f"{kind.decode()} {channel}":
                 self._pending.popleft()
+            if kind == b"sunsubscribe":
+                self._on_deaf(channel)
+
+    def _refused(self, waiter: Reply | str, error: RelayError) -> None:
+        if isinstance(error, Redirected):
+            self._on_redirect(error)
+        elif isinstance(error, Unavailable) and error.message.startswith("READONLY"):
+            self.abort()
+        if isinstance(waiter, str):  # answered in order, and by no push
+            kind, _, channel = waiter.partition(" ")
+            if kind == "ssubscribe":
+                self._on_deaf(channel)
+        elif not waiter.done():
+            _fail(waiter, error)
 
     def _enqueue(self, packed: bytes, waiter: Reply | str) -> None:
         if self._transport is None:
@@ -218,6 +244,8 @@ def _typed(message: str) -> RelayError:
         return OutOfMemory(message)
     if prefix in _BUSY:
         return Unavailable(message)
+    if prefix in ("MOVED", "ASK"):
+        return Redirected.said(message)
     if prefix in ("WRONGPASS", "NOAUTH"):
         return SettingsInvalid(f"RELAY_REDIS_URL: Redis refuses the credentials: {message}")
     return Refused(message)

@@ -32,10 +32,10 @@ class Buckets:
         self._counts = [0] * (len(self._bounds) + 1)
         self._sum = 0.0
 
-    def observe(self, value: float) -> None:
-        """Count one value."""
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
+    def observe(self, value: float, times: int = 1) -> None:
+        """Count one value, or the same one several times."""
+        self._counts[bisect_left(self._bounds, value)] += times
+        self._sum += value * times
 
     def family(self, name: str, text: str) -> HistogramMetricFamily:
         """What a scrape is told: cumulative counts, and the sum."""
@@ -93,7 +93,7 @@ def redis_metrics(counted: Counted, topology: Topology) -> None:
         "relay_redis_reconnects",
         "Connections to Redis made again after a break.",
         (),
-        one(lambda: sum(wire.reconnects for wire in topology.wires())),
+        one(lambda: topology.reconnects),
     )
     counted.gauge(
         "relay_redis_inflight",

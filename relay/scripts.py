@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from relay.errors import Fenced, Gap, Overloaded, Refused, StreamLost, WireProtocol
 from relay.keys import Keys
+from relay.line import Line
 from relay.link import Argument, Reply, pack
 from relay.wire import Wire
 
@@ -24,11 +25,11 @@ class Script:
         self.text = files("relay").joinpath("lua", f"{name}.lua").read_text()
         self.sha = hashlib.sha1(self.text.encode()).hexdigest()  # noqa: S324 Redis names scripts so
 
-    def send(self, wire: Wire, keys: tuple[str, ...], args: tuple[Argument, ...]) -> Reply:
+    def send(self, wire: Line, keys: tuple[str, ...], args: tuple[Argument, ...]) -> Reply:
         """Send the call in this turn's write; fails with Refused NOSCRIPT if the server forgot it."""
         return wire.send("EVALSHA", self.sha, len(keys), *keys, *args)
 
-    async def run(self, wire: Wire, keys: tuple[str, ...], args: tuple[Argument, ...]) -> Any:
+    async def run(self, wire: Line, keys: tuple[str, ...], args: tuple[Argument, ...]) -> Any:
         """Call it, with its text when the server has forgotten it."""
         try:
             return await wire.call("EVALSHA", self.sha, len(keys), *keys, *args)
@@ -54,9 +55,13 @@ ALL = (OPEN, CLAIM, APPEND, CLOSE, RENEW, RELEASE, CANCEL, ATTACH, DETACH, NOTE_
 
 
 async def load(wire: Wire) -> None:
-    """Load every script now and after each reconnect."""
+    """Load every script now."""
     for reply in [wire.send("SCRIPT", "LOAD", script.text) for script in ALL]:
         await reply
+
+
+def keep_loaded(wire: Wire) -> None:
+    """Load every script after each reconnect, before anything else is sent."""
 
     def again() -> None:
         for script in ALL:
@@ -66,7 +71,7 @@ async def load(wire: Wire) -> None:
 
 
 async def open_response(
-    wire: Wire, keys: Keys, *, retention_s: int, fields: Mapping[str, Argument]
+    wire: Line, keys: Keys, *, retention_s: int, fields: Mapping[str, Argument]
 ) -> float | None:
     """Write the meta of a new response. Its creation time (Unix seconds), None when the id exists."""
     flat = [part for pair in fields.items() for part in pair]
@@ -92,7 +97,7 @@ class NotClaimed(NamedTuple):
 
 
 async def claim_response(
-    wire: Wire, keys: Keys, *, owner: str, lease_ms: int, retention_s: int
+    wire: Line, keys: Keys, *, owner: str, lease_ms: int, retention_s: int
 ) -> Claimed | NotClaimed:
     """Take the lease and raise the epoch. Not idempotent: each success is a new epoch."""
     reply = await CLAIM.run(
@@ -116,7 +121,7 @@ class AppendCommand:
 
     __slots__ = ("_before", "_behind", "_wire")
 
-    def __init__(self, wire: Wire, keys: Keys, *, epoch: int, cap: int, retention_s: int) -> None:
+    def __init__(self, wire: Line, keys: Keys, *, epoch: int, cap: int, retention_s: int) -> None:
         self._wire = wire
         # EVALSHA sha 4 KEYS ARGV is 12 words: these eight, the base, the data, and the last two.
         fixed = pack("EVALSHA", APPEND.sha, 4, keys.meta, keys.journal, keys.log, keys.bell, epoch)
@@ -141,7 +146,7 @@ def read_append(reply: Any) -> Appended:
 
 
 async def append_records(
-    wire: Wire, keys: Keys, *, epoch: int, base: int, data: bytes, cap: int, retention_s: int
+    wire: Line, keys: Keys, *, epoch: int, base: int, data: bytes, cap: int, retention_s: int
 ) -> Appended:
     """Append `data` at `base`. Idempotent. Raises Fenced, Gap or StreamLost, and OutOfMemory."""
     reply = await APPEND.run(
@@ -151,7 +156,7 @@ async def append_records(
 
 
 async def close_response(
-    wire: Wire,
+    wire: Line,
     keys: Keys,
     *,
     epoch: int,
@@ -176,7 +181,7 @@ async def close_response(
 
 
 async def renew_lease(
-    wire: Wire,
+    wire: Line,
     keys: Keys,
     *,
     epoch: int,
@@ -197,12 +202,12 @@ async def renew_lease(
     return bool(reply[1] == b"1")
 
 
-async def release_lease(wire: Wire, keys: Keys, *, epoch: int, owner: str) -> bool:
+async def release_lease(wire: Line, keys: Keys, *, epoch: int, owner: str) -> bool:
     """Give the lease up for the next worker. False when it was not ours any more."""
     return bool(await RELEASE.run(wire, (keys.meta, keys.lease), (epoch, owner)))
 
 
-async def cancel_response(wire: Wire, keys: Keys) -> str | None:
+async def cancel_response(wire: Line, keys: Keys) -> str | None:
     """Ask for a stop; the status it found, None when there is no such response. Idempotent."""
     reply = await CANCEL.run(wire, (keys.meta, keys.control), ())
     return reply.decode() if reply is not None else None
@@ -220,7 +225,7 @@ class Attached(NamedTuple):
 
 
 async def attach_consumer(
-    wire: Wire,
+    wire: Line,
     keys: Keys,
     *,
     consumer: str,
@@ -249,24 +254,24 @@ async def attach_consumer(
     return Attached(at, head, status.decode(), int(now), data, bool(rewound))
 
 
-def post_detach(wire: Wire, keys: Keys, *, consumer: str, connection: str, offset: int, keep: bool) -> None:
+def post_detach(wire: Line, keys: Keys, *, consumer: str, connection: str, offset: int, keep: bool) -> None:
     """Record a connection's end without waiting; if it is lost, the consumer's idle time tells."""
     wire.post(
         "EVALSHA", DETACH.sha, 1, keys.log, consumer, connection, offset, "1" if keep else "0"
     )  # fmt: skip
 
 
-async def count_entries(wire: Wire, keys: Keys, offset: int) -> int:
+async def count_entries(wire: Line, keys: Keys, offset: int) -> int:
     """How many entries of the log end after `offset`."""
     return int(await COUNT.run(wire, (keys.log,), (offset,)))
 
 
-def send_reset(wire: Wire, keys: Keys, consumer: str, connection: str, offset: int) -> Reply:
+def send_reset(wire: Line, keys: Keys, consumer: str, connection: str, offset: int) -> Reply:
     """Put a consumer back to what is confirmed; with its text, for the server may be a new one."""
     return wire.send("EVAL", RESET.text, 1, keys.log, consumer, connection, offset)
 
 
-def post_health(wire: Wire, keys: Keys, field: str, value: str) -> None:
+def post_health(wire: Line, keys: Keys, field: str, value: str) -> None:
     """Note a consumer's health without waiting; a lost note is replaced by the next change."""
     wire.post("EVALSHA", NOTE_HEALTH.sha, 1, keys.meta, field, value)
 

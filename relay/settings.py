@@ -28,7 +28,8 @@ class Settings(BaseSettings):
     )
 
     redis_url: str = Field(
-        "redis://127.0.0.1:6379/0", description="Redis or Valkey: redis://, rediss://, unix://"
+        "redis://127.0.0.1:6379/0",
+        description="Redis or Valkey: redis://, rediss://, unix://, redis+sentinel://, redis+cluster://",
     )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (), description="static keys, separated by commas, each optionally NAME:KEY"
@@ -84,8 +85,10 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _scheme(cls, value: str) -> str:
-        if not value.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("must start with redis://, rediss:// or unix://")
+        if not re.match(r"(rediss?(\+sentinel|\+cluster)?|unix)://", value):
+            raise ValueError(
+                "must start with redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://"
+            )
         return value
 
     @field_validator("upstream_base_url")

@@ -15,10 +15,11 @@ from prometheus_client import start_http_server
 from relay import logs, models, process
 from relay.errors import RelayError, SettingsInvalid
 from relay.jobs import Jobs
+from relay.keys import JOBS_INTERACTIVE
 from relay.metrics import Counted, redis_metrics
 from relay.settings import Settings
 from relay.topology import open_topology
-from relay.wire import open_wire
+from relay.wire import Options
 from workers.generation import Workshop
 from workers.metrics import Metrics
 from workers.sources.base import Source
@@ -51,11 +52,11 @@ async def _serve(settings: Settings, concurrency: int, metrics_port: int) -> Non
     metrics = Metrics()
     async with (
         open_topology(settings, name=f"relay-worker-{worker_id}") as topology,
-        open_wire(settings.redis_url, name=f"relay-claim-{worker_id}") as blocking,
+        topology.open_blocking(JOBS_INTERACTIVE, Options(name=f"relay-claim-{worker_id}")) as blocking,
         _open_sources() as sources,
     ):
         redis_metrics(Counted(metrics.registry), topology)
-        jobs = Jobs(topology.wires()[0])
+        jobs = Jobs(topology)
         await jobs.prepare()
         trace = Trace(settings.trace_file) if settings.trace_file is not None else None
         workshop = Workshop(worker_id, settings, topology, jobs, registry, sources, metrics, trace)

@@ -14,6 +14,7 @@ from contextlib import suppress
 
 import structlog
 
+from relay.cluster import Affects
 from relay.errors import OutOfMemory, RelayError, Unavailable
 from relay.jobs import Job
 from relay.wire import Wire
@@ -42,8 +43,7 @@ class Worker:
         self._reclaims_from = 0.0  # loop time
         self.stop = asyncio.Event()
         workshop.metrics.slots = concurrency
-        for wire in workshop.topology.wires():
-            wire.on_reconnect(self._reconnected)
+        workshop.topology.on_change(self._reconnected)
 
     async def run(self) -> None:
         """Work until `stop`, then finish what runs within the drain time and hand over the rest."""
@@ -178,7 +178,7 @@ class Worker:
             async with asyncio.timeout(within_s):
                 await asyncio.gather(*(does(generation) for generation in list(self._running.values())))
 
-    def _reconnected(self) -> None:
+    def _reconnected(self, _affects: Affects) -> None:
         """Renew at once what may have run out, and give the others as much time before it is an orphan."""
         self._is_back.set()
         self._reclaims_from = asyncio.get_running_loop().time() + self._shop.settings.lease_renew_s

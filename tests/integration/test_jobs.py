@@ -9,6 +9,7 @@ import pytest
 import relay.jobs
 from relay.jobs import SCAN_COUNT, STREAMS, Job, Jobs
 from relay.keys import JOBS_BACKGROUND, JOBS_GROUP, JOBS_INTERACTIVE, keys_of
+from relay.topology import Topology
 from relay.wire import Wire, open_wire
 from tests.support.servers import admin
 from tests.support.wait import wait_until_async
@@ -35,7 +36,7 @@ async def blocking(redis_url: str) -> AsyncIterator[Wire]:
 @pytest.fixture
 async def jobs(wire: Wire) -> Jobs:
     """An empty queue."""
-    jobs = Jobs(wire)
+    jobs = Jobs(Topology(wire))
     await jobs.prepare()
     return jobs
 
@@ -183,7 +184,7 @@ async def test_preparing_again_keeps_what_is_queued(jobs: Jobs, redis_url: str, 
     """Every worker and every node that starts prepares; what was queued before them is claimed."""
     await jobs.submit("interactive", "r1")
     async with open_wire(redis_url) as second:
-        await asyncio.gather(jobs.prepare(), Jobs(second).prepare())
+        await asyncio.gather(jobs.prepare(), Jobs(Topology(second)).prepare())
     assert [job.response_id for job in await claim(jobs, blocking)] == ["r1"]
 
 
@@ -266,7 +267,8 @@ async def test_of_two_workers_that_look_at_once_one_takes_the_job(
     await wait_until_async(lambda: _idle(wire, 30), "all have been left alone for long enough")
     async with open_wire(redis_url) as other:
         shares = await asyncio.gather(
-            Jobs(wire).orphans("first", IDLE_MS, 30), Jobs(other).orphans("second", IDLE_MS, 30)
+            Jobs(Topology(wire)).orphans("first", IDLE_MS, 30),
+            Jobs(Topology(other)).orphans("second", IDLE_MS, 30),
         )
     taken = Counter(job.response_id for share in shares for job in share)
     assert taken == {f"r{number}": 1 for number in range(30)}

@@ -126,6 +126,7 @@ class Writer:
 async def wire(redis_url: str) -> AsyncIterator[Wire]:
     """A wire with the scripts loaded."""
     async with open_wire(redis_url, name="journal-test") as wire:
+        scripts.keep_loaded(wire)
         await scripts.load(wire)
         yield wire
 

@@ -191,7 +191,7 @@ async def open_plant(
     sources: dict[str, Source] = {"simulated": source}
     registry = Registry({"m": Model(name="m", source="simulated")})
     async with open_topology(configured, name=worker_id) as topology, open_wire(url) as claims:
-        jobs = Jobs(topology.wires()[0])
+        jobs = Jobs(topology)
         await jobs.prepare()
         shop = Workshop(worker_id, configured, topology, jobs, registry, sources, Metrics())
         yield Plant(shop, claims, source)
@@ -1431,7 +1431,7 @@ async def test_orphans_and_new_jobs_share_the_slots(
     monkeypatch.setattr(plant.shop.jobs, "orphans", late)
     lost = [await plant.submit(f"lost{number}") for number in range(2)]
     for _ in lost:
-        await plant.shop.jobs._wire.call(
+        await plant.shop.topology.wires()[0].call(
             "XREADGROUP", "GROUP", JOBS_GROUP, "dead", "COUNT", 1, "STREAMS", JOBS_INTERACTIVE, ">"
         )
     new = [await plant.submit(f"new{number}") for number in range(2)]
@@ -1461,7 +1461,7 @@ async def test_many_orphans_are_taken_over_in_one_go(
     count = 2 * CLAIM_BATCH + 1
     for number in range(count):
         await plant.submit(f"r{number}")
-    await plant.shop.jobs._wire.call(
+    await plant.shop.topology.wires()[0].call(
         "XREADGROUP", "GROUP", JOBS_GROUP, "dead", "COUNT", count, "STREAMS", JOBS_INTERACTIVE, ">"
     )
     await wait_until_async(lambda: _is_old(redis), "the jobs are old enough to be taken over")

@@ -86,7 +86,7 @@ def test_the_table_is_the_contract_s() -> None:
         413: {"TooLarge"},
         422: {"InvalidValue"},
         429: {"Overloaded"},
-        503: {"Unavailable", "ConnectionLost", "Draining", "OutOfMemory"},
+        503: {"Unavailable", "ConnectionLost", "Redirected", "Draining", "OutOfMemory"},
     }
 
 

@@ -58,7 +58,7 @@ def test_every_setting_is_described() -> None:
         ("RELAY_MEMORY_BUDGET_BYTES", "512MB", "valid integer"),
         ("RELAY_REQUIRE_KEYS", "maybe", "valid boolean"),
         ("RELAY_LOG_LEVEL", "loud", "'debug', 'info', 'warning' or 'error'"),
-        ("RELAY_REDIS_URL", "localhost:6379", "redis://, rediss:// or unix://"),
+        ("RELAY_REDIS_URL", "localhost:6379", "redis+sentinel:// or redis+cluster://"),
         ("RELAY_UPSTREAM_BASE_URL", "vllm:8000", "http:// or https://"),
     ],
 )
