@@ -59,6 +59,9 @@ class Settings(BaseSettings):
     keepalive_s: float = Field(15.0, ge=1, le=300, description="between two SSE comments on a quiet stream")
     drain_s: float = Field(8.0, ge=0.1, le=600, description="from SIGTERM to the end, for API nodes")
     worker_drain_s: float = Field(20.0, ge=0, le=3600, description="the same for workers, then hand over")
+    worker_memory_bytes: int | None = Field(
+        None, ge=32 * MIB, description="resident memory at which a worker claims nothing; default: no bound"
+    )
     user_timeout_s: float = Field(60.0, ge=1, le=3600, description="TCP_USER_TIMEOUT of client sockets")
     notsent_lowat_bytes: int = Field(16 * KIB, ge=KIB, le=MIB, description="TCP_NOTSENT_LOWAT")
     tcp_maxseg: int | None = Field(None, ge=88, le=65_495, description="TCP_MAXSEG, to test on loopback")

@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry
 from relay.errors import OutOfMemory, RelayError
 from relay.metrics import LATENCY_BUCKETS, Counted, by_label, one
 
+HELD = ("loop", "memory", "redis")  # why a worker claims nothing
 ENTRIES_BUCKETS = (8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -25,6 +26,7 @@ class Metrics:
         self.running = 0
         self.paused = 0
         self.slots = 0
+        self.held: dict[str, int] = dict.fromkeys(HELD, 0)
         self.throttled_s: dict[str, float] = {"pace": 0.0, "window": 0.0, "memory": 0.0}
         self.steps: Counter[str] = Counter()
         self.outcomes: Counter[str] = Counter()
@@ -69,6 +71,12 @@ class Metrics:
             one(lambda: self.fenced),
         )
         counted.gauge("relay_worker_slots", "Responses it may run at once.", (), one(lambda: self.slots))
+        counted.gauge(
+            "relay_worker_held",
+            "1 while it claims nothing for this reason: it cannot carry more.",
+            ("reason",),
+            by_label(self.held),
+        )
         counted.gauge(
             "relay_worker_responses",
             "Responses it runs now.",

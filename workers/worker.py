@@ -3,6 +3,7 @@
 run
 ├── claim    waits for jobs while there are free slots
 ├── renew    every lease_renew_s, all leases in one turn of the loop
+├── gate     claims nothing while it cannot carry more
 ├── reclaim  jobs whose worker lost its lease
 └── a task for each generation
 """
@@ -18,6 +19,7 @@ from relay.cluster import Affects
 from relay.errors import OutOfMemory, RelayError, Unavailable
 from relay.jobs import Job
 from relay.wire import Wire
+from workers.gate import Gate, keep
 from workers.generation import GenerationJob, Workshop
 from workers.governor import LOOK_BEHIND_S, LOOK_LIVE_S
 
@@ -42,6 +44,11 @@ class Worker:
         self._is_back = asyncio.Event()  # Redis was away: leases may have run out
         self._reclaims_from = 0.0  # loop time
         self.stop = asyncio.Event()
+        self._gate = Gate(
+            workshop.metrics,
+            memory_bytes=workshop.settings.worker_memory_bytes,
+            reopened=self._freed.set,
+        )
         workshop.metrics.slots = concurrency
         workshop.topology.on_change(self._reconnected)
 
@@ -53,6 +60,7 @@ class Worker:
                 tasks.create_task(self._renew()),
                 tasks.create_task(self._reclaim(tasks)),
                 tasks.create_task(self._watch()),
+                tasks.create_task(keep(self._gate, self._shop.topology)),
             ]
             await self.stop.wait()
             loops[2].cancel()
@@ -62,6 +70,7 @@ class Worker:
             await self._drain()
             loops[1].cancel()
             loops[3].cancel()
+            loops[4].cancel()
 
     # --- claiming
 
@@ -114,7 +123,7 @@ class Worker:
 
     @property
     def _free(self) -> int:
-        return self._concurrency - len(self._running)
+        return self._concurrency - len(self._running) if self._gate.is_open else 0
 
     @property
     def _waits_for_others(self) -> bool:
@@ -142,6 +151,7 @@ class Worker:
         try:
             await generation.run()
         except (Unavailable, OutOfMemory) as error:
+            self._shop.metrics.out_of_memory += isinstance(error, OutOfMemory)
             log.warning("gave_up", response=response_id, error=error.message)
         except Exception:
             # A defect of ours: the job stays pending, another worker tries it, three times at most.

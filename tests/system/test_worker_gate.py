@@ -1,0 +1,73 @@
+"""A worker that cannot carry more leaves jobs to others, says so, and takes them again when it can."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from relay.embedded import EmbeddedServer
+from tests.support.servers import admin
+from tests.support.system import Api, Reader, Worker, call, logs_if_failed, metric
+from tests.support.wait import wait_until
+
+
+@pytest.fixture(autouse=True)
+def _logs(request: pytest.FixtureRequest) -> Iterator[None]:
+    with logs_if_failed(request):
+        yield
+
+
+def held(worker: Worker, reason: str) -> bool:
+    """Whether the worker's metrics say that it claims nothing for this reason."""
+    text = call(worker.metrics_port, "GET", "/metrics").body.decode()
+    found = re.search(rf'relay_worker_held{{reason="{reason}"}} ([0-9.]+)', text)
+    assert found, text
+    return float(found[1]) == 1
+
+
+def told(worker: Worker) -> list[tuple[str, str | None]]:
+    """What the worker logged of its claiming."""
+    lines = [json.loads(line) for line in worker.stderr.splitlines()]
+    return [(line["event"], line.get("reason")) for line in lines if line["event"].startswith("claiming_")]
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the kernel does not tell memory")
+def test_a_worker_at_its_memory_budget() -> None:
+    """It takes nothing: the job waits until a worker comes that can carry it."""
+    with (
+        EmbeddedServer() as redis,
+        Api(redis.url) as api,
+        Worker(redis.url, worker_memory_bytes=32 * 1024 * 1024) as full,
+    ):
+        wait_until(lambda: held(full, "memory"), "it is held")
+        made = api.create(tokens=20)
+        wait_until(lambda: metric(api.port, "relay_jobs_oldest_seconds") > 1, "nobody takes the job")
+        assert api.status(made["id"])["status"] == "queued"
+        assert told(full) == [("claiming_held", "memory")]
+        with Worker(redis.url):
+            assert Reader(api.port, made["events_url"]).run().exact() == ""
+        assert metric(full.metrics_port, "relay_tokens_total") == 0
+
+
+def test_a_worker_whose_redis_refuses_writes() -> None:
+    """It claims nothing until writes are taken; what ran is held meanwhile, and both end exact."""
+    with EmbeddedServer() as redis, Api(redis.url) as api, Worker(redis.url) as worker:
+        running = api.create(tokens=200, rate=40)
+        with Reader(api.port, running["events_url"]) as reader, admin(redis.url) as client:
+            reader.until(lambda reader: reader.text, "some text")
+            client.config_set("maxmemory", 1)
+            try:
+                wait_until(lambda: held(worker, "redis"), "it is held")
+                assert metric(worker.metrics_port, "relay_redis_refused_writes_total") >= 1
+            finally:
+                client.config_set("maxmemory", 0)
+            made = api.create(tokens=20)
+            assert api.status(made["id"])["status"] == "queued"  # writes are taken for less than two probes
+            assert Reader(api.port, made["events_url"]).run().exact() == ""
+            assert not held(worker, "redis")
+            assert reader.run().exact() == ""
+        assert told(worker) == [
+            ("claiming_held", "redis"), ("claiming_free", "redis"), ("claiming_resumed", None),
+        ]  # fmt: skip
