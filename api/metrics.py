@@ -95,9 +95,9 @@ class Metrics:
             one(lambda: watch.budget_bytes),
         )
 
-    def delivered(self, seconds: float) -> None:
-        """A batch was read and written; the age is that of its oldest entry."""
-        self._delivery_s.observe(max(0.0, seconds))
+    def delivered(self, seconds: float, readers: int = 1) -> None:
+        """A batch was read and written to so many; the age is that of its oldest entry."""
+        self._delivery_s.observe(max(0.0, seconds), readers)
 
     def sent(self, placed: list[Placed], frames: list[bytes]) -> None:
         """Frames were written."""

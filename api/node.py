@@ -10,12 +10,15 @@ import structlog
 from api import sse
 from api.condition import Health
 from api.ending import Ending
+from api.feed import Feed
 from api.ledger import Credit
 from api.metrics import Metrics
 from api.protocol import ClientSocket
 from api.stream import Consumer
+from relay.cluster import Affects
 from relay.errors import Draining, Overloaded, RelayError
 from relay.journal import Journal
+from relay.keys import keys_of
 from relay.lifecycle import TERMINAL
 from relay.position import Position
 from relay.scripts import Attached
@@ -38,15 +41,14 @@ class Node:
         self.metrics = metrics
         self.loop = asyncio.get_running_loop()
         self.draining = False
-        self._responses: dict[str, set[Consumer]] = {}
+        self._responses: dict[str, Feed] = {}
         self._emptied = asyncio.Event()
-        for wire in topology.wires():
-            wire.on_reconnect(self._recover)
+        topology.on_change(self._recover)
 
     @property
     def consumers(self) -> list[Consumer]:
         """All of them, now."""
-        return [consumer for consumers in self._responses.values() for consumer in consumers]
+        return [consumer for feed in self._responses.values() for consumer in feed.members]
 
     async def attach(
         self,
@@ -63,7 +65,7 @@ class Node:
         """
         if self.draining:
             raise Draining("this node is going away: ask another", retry_after_s=random.uniform(0, 1))
-        if sum(map(len, self._responses.values())) >= self.settings.max_consumers:
+        if sum(len(feed.members) for feed in self._responses.values()) >= self.settings.max_consumers:
             self.metrics.shed["consumers"] += 1
             raise Overloaded(
                 "this node serves as many consumers as it may", retry_after_s=random.uniform(1, 5)
@@ -128,9 +130,13 @@ class Node:
         return False
 
     def detach(self, consumer: Consumer) -> None:
-        """Let go of a consumer. Sync, so that it runs whatever was cancelled; TTLs cover a lost node."""
+        """Let go of a consumer, if that was not done. Sync, so that it runs whatever was cancelled.
+
+        TTLs cover a lost node.
+        """
         consumer.end(Ending.DISCONNECTED)
-        self._unlisten(consumer)
+        if not self._unlisten(consumer):
+            return
         ending = consumer.ended.result()
         self.metrics.endings[ending.name.lower()] += 1
         # Also when superseded: the newer connection is given back what a last read of this one took.
@@ -142,9 +148,7 @@ class Node:
         """Take no new readers, and send those that are here elsewhere, spread over time."""
         self.draining = True
         for consumer in self.consumers:
-            if consumer.is_open:
-                consumer.say(sse.reconnect(random.randint(*RECONNECT_MS)))
-            consumer.end(Ending.DRAINED)
+            consumer.end(Ending.DRAINED, sse.reconnect(random.randint(*RECONNECT_MS)))
 
     async def drained(self) -> None:
         """Wait until the last consumer has gone."""
@@ -162,6 +166,8 @@ class Node:
                         consumer.sweep()
                     else:
                         consumer.step()
+            for feed in tuple(self._responses.values()):
+                feed.look()
             self._sample()
             with suppress(RelayError):
                 await self.topology.synchronise()
@@ -170,30 +176,31 @@ class Node:
 
     def _listen(self, consumer: Consumer) -> None:
         journal = consumer.journal
-        consumers = self._responses.setdefault(journal.id, set())
-        if not consumers:
-            journal.wire.subscribe(journal.keys.bell, lambda message: self._rung(journal, message))
-        consumers.add(consumer)
+        feed = self._responses.get(journal.id)
+        if feed is None:
+            feed = Feed(self.loop, self.metrics, self.topology.server_time, journal)
+            self._responses[journal.id] = feed
+            journal.wire.subscribe(journal.keys.bell, lambda message: self._rung(feed, message))
+        feed.join(consumer)
 
-    def _unlisten(self, consumer: Consumer) -> None:
+    def _unlisten(self, consumer: Consumer) -> bool:
+        """Whether it was here."""
         journal = consumer.journal
-        consumers = self._responses.get(journal.id)
-        if consumers is not None:
-            consumers.discard(consumer)
-            if not consumers:
-                del self._responses[journal.id]
-                journal.wire.unsubscribe(journal.keys.bell)
-                self._emptied.set()
+        feed = self._responses.get(journal.id)
+        if feed is None or not feed.leave(consumer):
+            return False
+        if not feed.members:
+            del self._responses[journal.id]
+            journal.wire.unsubscribe(journal.keys.bell)
+            self._emptied.set()
+        return True
 
-    def _rung(self, journal: Journal, message: bytes) -> None:
-        consumers = self._responses.get(journal.id, ())
+    def _rung(self, feed: Feed, message: bytes) -> None:
         if message.isdigit():
-            head = int(message)
-            for consumer in tuple(consumers):
-                consumer.ring(head)
+            feed.ring(int(message))
             return
         word, name, value = message.decode().split(" ")
-        for consumer in tuple(consumers):
+        for consumer in tuple(feed.members):
             if consumer.name != name:
                 continue
             if word == "ack":
@@ -204,14 +211,14 @@ class Node:
     @staticmethod
     def supersede(consumer: Consumer) -> None:
         """A newer connection has the consumer's name: tell this one, and end it."""
-        if consumer.is_open:
-            message = "a newer connection has taken this consumer over"
-            consumer.say(sse.private("error", {"code": "superseded", "message": message, "retryable": False}))
-        consumer.end(Ending.SUPERSEDED)
+        message = "a newer connection has taken this consumer over"
+        data = {"code": "superseded", "message": message, "retryable": False}
+        consumer.end(Ending.SUPERSEDED, sse.private("error", data))
 
-    def _recover(self) -> None:
-        for consumer in self.consumers:
-            consumer.recover()
+    def _recover(self, affects: Affects) -> None:
+        for response_id, feed in tuple(self._responses.items()):
+            if affects(keys_of(response_id).log):
+                feed.recover()
 
     def _sample(self) -> None:
         metrics, now = self.metrics, self.loop.time()

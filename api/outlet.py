@@ -1,20 +1,46 @@
 """Where a consumer's records leave: frames on the socket, within its credit, and what is confirmed."""
 
+from typing import NamedTuple
+
 from api import sse
 from api.ledger import Credit, Ledger
 from api.metrics import Metrics
 from api.protocol import ClientSocket
-from relay.events import HEADER_MAX, MAX_PAYLOAD, TERMINAL, Placed, merge
+from relay.events import HEADER_MAX, MAX_PAYLOAD, TERMINAL, Placed, decode, merge
 
 # Unconfirmed frames of a reader of the journal. Live readers are bounded by entries.
 BEHIND_FRAMES = 8
 _LARGEST_RECORD = MAX_PAYLOAD + HEADER_MAX
 
 
+class Batch(NamedTuple):
+    """Frames that leave in one write, with the records that they tell of."""
+
+    data: bytes
+    placed: list[Placed]
+    frames: list[bytes]
+
+
+def render(placed: list[Placed], epoch: int) -> Batch:
+    """The frames of records, neighbours merged."""
+    merged = merge(placed) if len(placed) > 1 else placed
+    frames = [sse.frame(item.record, item.end, epoch) for item in merged]
+    return Batch(frames[0] if len(frames) == 1 else b"".join(frames), merged, frames)
+
+
 class Outlet:
     """The writing half of a consumer. Credit counts bytes of the response, not of the frames."""
 
-    __slots__ = ("_metrics", "credit", "epoch", "has_terminal", "ledger", "socket")
+    __slots__ = (
+        "_metrics",
+        "_unfit_at",
+        "_unfit_room",
+        "credit",
+        "epoch",
+        "has_terminal",
+        "ledger",
+        "socket",
+    )
 
     def __init__(
         self, socket: ClientSocket, credit: Credit, metrics: Metrics, offset: int, epoch: int
@@ -25,6 +51,8 @@ class Outlet:
         self.epoch = epoch
         self.has_terminal = False
         self._metrics = metrics
+        # The offset, and the room in which no whole record was found there.
+        self._unfit_at, self._unfit_room = -1, 0
 
     @property
     def room(self) -> int:
@@ -33,13 +61,22 @@ class Outlet:
 
     @property
     def room_behind(self) -> int:
-        """How many from the journal. With nothing out, one record may exceed a small credit."""
-        out = self.ledger.unconfirmed
-        if not out:
-            return max(self.credit.size, _LARGEST_RECORD)
+        """How many from the journal."""
         # Few frames on their way: what gathers meanwhile leaves as one, so a slow reader gets large frames,
         # and what frames cost over their text does not fill buffers that credit does not count.
-        return self.credit.size - out if self.ledger.frames < BEHIND_FRAMES else 0
+        return self.room_within(BEHIND_FRAMES)
+
+    def room_within(self, frames: int) -> int:
+        """How many bytes, with so many frames at most; 0 also where it is known that no record fits.
+
+        With nothing out, one record may exceed a small credit.
+        """
+        ledger = self.ledger
+        out = ledger.unconfirmed
+        if not out:
+            return max(self.credit.size, _LARGEST_RECORD)
+        room = self.credit.size - out if ledger.frames < frames else 0
+        return 0 if ledger.sent == self._unfit_at and room <= self._unfit_room else room
 
     def write(self, placed: list[Placed]) -> bool:
         """Write the records that the credit holds; False when some did not fit and must be read again.
@@ -57,19 +94,27 @@ class Outlet:
                     break
                 fitting.append(item)
         if fitting:
-            self._send(merge(fitting) if len(fitting) > 1 else fitting)
+            self.send(render(fitting, self.epoch))
         return len(fitting) == len(placed)
 
-    def _send(self, merged: list[Placed]) -> None:
-        frames = [sse.frame(item.record, item.end, self.epoch) for item in merged]
-        self.socket.write(frames[0] if len(frames) == 1 else b"".join(frames))
+    def write_part(self, data: bytes) -> None:
+        """Write what fits of bytes that follow on what was sent: as many as there was room for, or all."""
+        at = self.ledger.sent
+        self.write(decode(data, at)[0])
+        if self.ledger.sent == at:
+            self._unfit_at, self._unfit_room = at, len(data)
+
+    def send(self, batch: Batch) -> None:
+        """Write a batch, which may be many readers'; its caller has seen to the credit."""
+        data, placed, frames = batch
+        self.socket.write(data)
         # The chunk's own end comes after its data: these marks are late by two bytes, never early.
-        at = self.socket.written - sum(map(len, frames))
-        for item, data in zip(merged, frames, strict=True):
-            at += len(data)
+        at = self.socket.written - len(data)
+        for item, frame in zip(placed, frames, strict=True):
+            at += len(frame)
             self.ledger.wrote(at, item.end)
-        self.has_terminal = merged[-1].record.channel in TERMINAL
-        self._metrics.sent(merged, frames)
+        self.has_terminal = placed[-1].record.channel in TERMINAL
+        self._metrics.sent(placed, frames)
 
     def acknowledged(self) -> int:
         """The offset that the client's kernel has, as of now."""

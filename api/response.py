@@ -51,10 +51,16 @@ class EventStream(Response):
 
     async def _follow(self) -> Ending:
         """Serve until the end; attach again where Redis has lost the consumer and not the response."""
-        if not self._consumer.ended.done():  # drained or superseded between the attach and here
-            self._consumer.begin(self._attached)
-        while (ending := await self._consumer.ended) is Ending.LOST:
+        attached = self._attached
+        while True:
             before = self._consumer
+            if not before.ended.done():
+                before.begin(attached)
+            elif before.last_word:  # drained or superseded between the attach and here
+                before.outlet.socket.write(before.last_word)
+            ending = await before.ended
+            if ending is not Ending.LOST:
+                return ending
             try:
                 self._consumer, attached = await self._node.reattach(before)
             except RelayError as error:
@@ -63,5 +69,3 @@ class EventStream(Response):
                 data = {"code": lost.code, "message": lost.message, "retryable": lost.retryable}
                 before.outlet.socket.write(sse.private("error", data))
                 return ending
-            self._consumer.begin(attached)
-        return ending

@@ -4,33 +4,32 @@
     live     reads the log through the consumer group; pending entries are what is unconfirmed
 
 A consumer starts behind, goes live when little of what was sent is unconfirmed, and falls behind when
-half of its credit is out. No task of its own: the bell, replies and a timer drive it, so that a client's
-disconnect can never cancel a Redis call in mid-reply. At most one read is in flight.
+half of its credit is out. Where others read the same response on this node a feed reads for all of them
+(`api.feed`), whether live or behind. No task of its own: the bell, replies and a timer drive it, so that
+a client's disconnect can never cancel a Redis call in mid-reply. At most one read is in flight.
 """
 
 import asyncio
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from api import sse
 from api.condition import Condition
 from api.ending import Ending
+from api.group import Group
 from api.ledger import Credit
-from api.logreads import LogReads
 from api.outlet import Outlet
 from api.protocol import ClientSocket
 from api.recheck import Recheck
 from relay.backlog import Backlog
-from relay.errors import OutOfMemory, Unavailable
 from relay.events import decode
-from relay.journal import Entry, Journal, read_entries
-from relay.link import Reply
+from relay.journal import Entry, Journal
 from relay.scripts import Attached
 
 if TYPE_CHECKING:
+    from api.feed import Feed
     from api.node import Node
 
-# A live reader's confirmations go together: one XACK for several tokens, at most this late.
+# Confirmations go together: one XACK of a live reader for several tokens, one move of another's group.
 _CONFIRM_EVERY_S = 0.05
 
 
@@ -63,8 +62,10 @@ class Consumer:
         self._confirmed_at = 0.0
         self.backlog = Backlog()
         self.condition = Condition(node.loop.time(), 0)
-        self._log = LogReads(journal, name, connection)
-        self._reading = False
+        self.feed: Feed | None = None  # while it shares the reads of others
+        self.is_parked = False  # it has no room: nothing is tried before it steps by itself
+        self.last_word = b""  # what it was told at its end, before it had begun
+        self.group = Group(self)
         self._recheck = Recheck(node.loop, self.step)
         socket.on_lost(lambda: self.end(Ending.DISCONNECTED))
 
@@ -84,6 +85,7 @@ class Consumer:
         self.outlet = Outlet(socket, credit, self.node.metrics, attached.offset, attached.epoch)
         self.ledger = self.outlet.ledger
         self.head = max(self.head, attached.head)
+        self.group.told = attached.offset
         self.begun = True
         if self.lag:
             self.backlog.grew(self.head, self.node.loop.time())
@@ -95,8 +97,20 @@ class Consumer:
     def ring(self, head: int) -> None:
         """The bell: the journal ends at `head` now."""
         if head > self.head:
+            self.hear(head, self.node.loop.time())
+            self.step()
+
+    def hear(self, head: int, now: float) -> None:
+        """Note the head, and no more."""
+        if head > self.head:
             self.head = head
-            self.backlog.grew(head, self.node.loop.time())
+            self.backlog.grew(head, now)
+
+    def share(self, feed: "Feed | None") -> None:
+        """From now on a feed reads for it; None: it reads for itself."""
+        self.feed = feed
+        if feed is None:
+            self.live = False  # its group stands at what it was told: going live moves it
             self.step()
 
     def acknowledge(self, offset: int) -> None:
@@ -105,10 +119,14 @@ class Consumer:
             self._confirm_to(offset)
             self.step()
 
-    def end(self, ending: Ending) -> None:
-        """Stop; the first reason counts. Whoever awaits `ended` closes the response."""
+    def end(self, ending: Ending, last_word: bytes = b"") -> None:
+        """Stop; the first reason counts. The last word is written; before the beginning it is kept."""
         if self.ended.done():
             return
+        if last_word and self.begun:
+            self.say(last_word)
+        else:
+            self.last_word = last_word
         self._recheck.cancel()
         self.ended.set_result(ending)
 
@@ -122,10 +140,11 @@ class Consumer:
         if not self.is_open:
             return
         self._confirm(now=True)
-        if not self._reading and not self.outlet.has_terminal:
-            (self._read_log if self.live else self._read_journal)()
-        if not self.live or not self._reading:
-            self._ask(lambda: self.journal.send_seen(self.name, self.connection), self._answer)
+        is_reading = self.group.is_reading
+        if self.feed is None and not is_reading and not self.outlet.has_terminal:
+            (self._read_log if self.live else self.read_journal)()
+        if self.feed is not None or not self.live or not is_reading:
+            self.group.seen()
         quiet_s = self.node.loop.time() - self.written_at
         if quiet_s >= self.node.settings.keepalive_s and not self.outlet.socket.outstanding():
             self.say(sse.KEEPALIVE)
@@ -135,26 +154,18 @@ class Consumer:
         if not self.is_open:
             return
         self.live = False
-        offset = self.ledger.confirmed
-        reset = self._ask(lambda: self.journal.send_reset(self.name, self.connection, offset), self._on_reset)
-        self._reading = reset  # nothing else is read before the answer
+        self.group.reset(self.ledger.confirmed)
 
-    def _on_reset(self, reply: Reply) -> None:
-        self._reading = False
-        if not self._answer(reply):
-            return
-        if reply.result() == 1:
-            self.ledger.forget()
-            self._read_journal()
-        elif reply.result() == 0:
-            self.node.supersede(self)
-        else:
-            self.end(Ending.LOST)
+    def on_reset(self) -> None:
+        """The group stands at what is confirmed again, with nothing pending."""
+        self.ledger.forget()
+        (self.read_journal if self.feed is None else self.feed.look)()
 
     def step(self) -> None:
         """Confirm what can be, then read on if there is news and credit."""
         if not self.is_open:
             return
+        self.is_parked = False
         outlet, ledger = self.outlet, self.ledger
         self._confirm(now=not self.live or outlet.has_terminal)
         if outlet.has_terminal:
@@ -162,7 +173,7 @@ class Consumer:
                 self.end(Ending.TERMINAL)
             else:
                 self._recheck.later()
-        elif not self._reading:
+        elif not self.group.is_reading:
             if self.head > ledger.sent:
                 self._read()
             elif ledger.frames and not self.live:
@@ -174,57 +185,52 @@ class Consumer:
         ledger, credit = self.ledger, self.outlet.credit
         if ledger.unconfirmed * 4 > credit.size:
             self._confirm(now=True)
+        if self.feed is not None:
+            self.feed.serve(self)
+            return
         if not self.live and not ledger.pending and ledger.unconfirmed * 4 <= credit.size:
             # The group stands at what is confirmed: what was sent since is delivered once more, to be
             # pending until it is confirmed, and not written again.
             self.live = True
-            self.journal.post_moved(self.name, ledger.confirmed)
+            self.group.move(ledger.confirmed)
         elif ledger.unconfirmed * 2 > credit.size or ledger.pending >= credit.entries:
             self.live = False
-        if self.live and self.outlet.room >= self._log.entry_bytes:
+        if self.live and self.outlet.room >= self.group.entry_bytes:
             self._read_log()
         else:
-            self._read_journal()
+            self.read_journal()
 
     def _read_log(self) -> None:
-        count = self._log.count(self.outlet.room, self.outlet.credit.entries - self.ledger.pending)
+        count = self.group.count(self.outlet.room, self.outlet.credit.entries - self.ledger.pending)
         if count:
-            self._reading = self._ask(lambda: self._log.send(count), self._on_log)
+            self.group.read_log(count)
         else:
-            self._read_journal()
+            self.read_journal()
 
-    def _read_journal(self) -> None:
+    def read_journal(self) -> None:
+        """Read what follows on what was sent, as far as there is room."""
         self.live = False  # what comes by the journal moves the group itself
         room = self.outlet.room_behind
-        if room <= 0:
+        if room > 0:
+            self.group.read_journal(self.ledger.sent, room)
+        else:
+            self.park()
+
+    def park(self) -> None:
+        """Wait for room: until something is confirmed."""
+        self.is_parked = True
+        if (
+            self.ledger.frames or not self.outlet.credit.explicit
+        ):  # else an ack makes room, and nothing before
             self._recheck.later()
-            return
-        try:
-            data = self.journal.send_range(self.ledger.sent, room)
-            epoch = self.journal.send_epoch()
-        except Unavailable:
-            return  # the next reconnect or sweep comes back to it
-        self._reading = True
-        epoch.add_done_callback(lambda epoch: self._on_journal(data, epoch))
 
-    @staticmethod
-    def _ask(send: Callable[[], Reply], then: Callable[[Reply], object]) -> bool:
-        try:
-            send().add_done_callback(then)
-        except Unavailable:
-            return False  # the next reconnect or sweep comes back to it
-        return True
-
-    def _on_log(self, reply: Reply) -> None:
-        self._reading = False
-        if not self._answer(reply):
-            return
-        entries = read_entries(reply.result())
+    def on_entries(self, entries: list[Entry]) -> None:
+        """The log's answer."""
         if entries:
             self._take_entries(entries)
             self.node.metrics.delivered(self.node.topology.server_time() - entries[0].time_us / 1e6)
         elif self.head > self.ledger.sent:
-            self._read_journal()  # not in the log for this group: a failover, or another's last read
+            self.read_journal()  # not in the log for this group: a failover, or another's last read
             return
         self.step()
 
@@ -234,7 +240,7 @@ class Consumer:
         parts = []
         for entry in entries:
             start = entry.end - len(entry.data)
-            self._log.note(len(entry.data))
+            self.group.note(len(entry.data))
             self.ledger.read(entry.end, entry.id)
             if start <= end < entry.end:
                 parts.append(entry.data[end - start :] if start < end else entry.data)
@@ -249,29 +255,19 @@ class Consumer:
         if parts:
             self._take(b"".join(parts), base)
 
-    def _on_journal(self, reply: Reply, epoch: Reply) -> None:
-        self._reading = False
-        if not self._answer(reply) or not self._answer(epoch):
-            return
+    def on_bytes(self, data: bytes, epoch: int) -> None:
+        """The journal's answer."""
         # An id whose epoch is older than its bytes would be taken for lost text on return.
-        self.outlet.epoch = max(self.outlet.epoch, int(epoch.result() or 0))
-        before, data = self.ledger.sent, reply.result()
-        self._take(data, before)
-        if self.ledger.sent == before and (data or self.head > before):
-            self._recheck.later()  # it does not fit the credit that is left, or a failover lost it
-            return
-        self.step()
-
-    def _answer(self, reply: Reply) -> bool:
-        """Whether a reply has a value to go on with."""
-        if not self.is_open or reply.cancelled():
-            return False
-        error = reply.exception()
-        # NOGROUP, or WRONGTYPE and the like: the log or the group is gone. Without a connection, or while
-        # the server is busy, the reader waits: the next sweep asks again.
-        if error is not None and not isinstance(error, Unavailable | OutOfMemory):
-            self.end(Ending.LOST)
-        return error is None
+        self.outlet.epoch = max(self.outlet.epoch, epoch)
+        before = self.ledger.sent
+        self.written_at = self.node.loop.time()
+        self.outlet.write_part(data)
+        if self.ledger.sent > before:
+            self.step()
+        elif data:
+            self.park()  # it does not fit
+        elif self.head > before:
+            self._recheck.later()  # a failover lost it
 
     def _take(self, data: bytes, base: int) -> None:
         """Write the whole records of `data`; what the credit does not hold is read from the journal later."""
@@ -283,17 +279,21 @@ class Consumer:
 
     def _confirm(self, *, now: bool) -> None:
         at = self.node.loop.time()
-        if now or at - self._confirmed_at >= _CONFIRM_EVERY_S:
-            self._confirmed_at = at
+        is_due = at - self._confirmed_at >= _CONFIRM_EVERY_S
+        if now or is_due:
             offset = self.outlet.acknowledged()
             if offset > self.ledger.confirmed and not self.outlet.credit.explicit:
                 self._confirm_to(offset)
+        if is_due:
+            self._confirmed_at = at
+            # Of a live reader of the log the pending entries tell.
+            is_by_log = self.live and self.feed is None
+            if not is_by_log and not self.ledger.pending and self.ledger.confirmed > self.group.told:
+                self.group.move(self.ledger.confirmed)
 
     def _confirm_to(self, offset: int) -> None:
         self.backlog.confirmed(offset)
         self._recheck.soon()
         ids = self.ledger.confirm(offset)
         if ids:
-            self.journal.post_ack(self.name, ids)
-        if not self.live and not self.ledger.pending:
-            self.journal.post_moved(self.name, offset)
+            self.group.acknowledge(ids)

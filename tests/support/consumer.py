@@ -268,8 +268,15 @@ class FakeServer:
         if not new:
             return None
         found.last = new[-1][0]
-        found.pending += [entry_id for entry_id, _ in new]
+        # By ID, each once: a group that was moved back is given again what is pending.
+        found.pending = sorted({*found.pending, *(entry_id for entry_id, _ in new)})
         return {key: [[bytes(entry_id), [b"d", data, b"t", b"0.0"]] for entry_id, data in new]}
+
+    def xrange(self, _key: bytes, after: bytes, _last: bytes, _word: bytes, count: bytes) -> list[Any]:
+        """Entries after an ID, of no group."""
+        assert after.startswith(b"(")
+        found = [item for item in self.log if item[0] > StreamId.parse(after[1:])][: int(count)]
+        return [[bytes(entry_id), [b"d", data, b"t", b"0.0"]] for entry_id, data in found]
 
     def xack(self, _key: bytes, group: bytes, *ids: bytes) -> int:
         """Drop pending entries."""
@@ -474,7 +481,19 @@ class FakeWire:
 
 
 def _is_read(args: list[bytes]) -> bool:
-    return args[0] == b"GETRANGE" or (args[0] == b"XREADGROUP" and args[-1] == b">")
+    return args[0] in {b"GETRANGE", b"XRANGE"} or (args[0] == b"XREADGROUP" and args[-1] == b">")
+
+
+def a_node(loop: FakeLoop, metrics: Metrics, keepalive_s: float = 15.0) -> Node:
+    """As much of a node as a consumer asks."""
+    node = SimpleNamespace(
+        loop=loop,
+        metrics=metrics,
+        settings=SimpleNamespace(keepalive_s=keepalive_s),
+        topology=SimpleNamespace(server_time=lambda: 0.0),
+        supersede=Node.supersede,
+    )
+    return cast("Node", node)
 
 
 class Rig:
@@ -489,15 +508,8 @@ class Rig:
         self.socket = FakeSocket()
         self.metrics = Metrics()
         self.journal = Journal(self.wire.as_wire(), ID)
-        node = SimpleNamespace(
-            loop=self.loop,
-            metrics=self.metrics,
-            settings=SimpleNamespace(keepalive_s=keepalive_s),
-            topology=SimpleNamespace(server_time=lambda: 0.0),
-            supersede=Node.supersede,
-        )
         self.consumer = Consumer(
-            cast("Node", node),
+            a_node(self.loop, self.metrics, keepalive_s),
             self.journal,
             name="c",
             connection="k",

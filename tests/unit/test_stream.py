@@ -15,6 +15,7 @@ from api import sse
 from api.ending import Ending
 from api.metrics import Metrics
 from api.node import Node
+from api.response import EventStream
 from api.stream import Consumer
 from relay import scripts
 from relay.errors import OutOfMemory, Overloaded, Refused, StreamLost, Unavailable
@@ -23,6 +24,7 @@ from relay.journal import Journal
 from relay.keys import keys_of
 from relay.link import Argument
 from relay.position import Position
+from relay.scripts import Attached
 from relay.settings import Settings
 from relay.topology import Topology
 from relay.wire import Wire, open_wire
@@ -345,6 +347,26 @@ def test_with_explicit_acks_the_kernel_s_word_counts_for_nothing() -> None:
     assert rig.server.position(b"c") == rig.ids[0]
 
 
+def test_a_full_window_is_not_asked_about_again() -> None:
+    """Where the next record does not fit the window, nothing is read before an ack makes more room."""
+    rig = Rig(size=2048, explicit=True)
+    rig.begin()
+    for _ in range(5):
+        rig.append("x" * 600)
+    rig.settle()
+    assert 0 < rig.consumer.outlet.credit.size - rig.consumer.ledger.unconfirmed < 600
+    commands = len(rig.wire.commands)
+    for _ in range(20):
+        rig.append("x" * 600)
+        rig.settle()
+    assert len(rig.wire.commands) == commands
+    assert rig.loop.timers == 0
+    while rig.consumer.ledger.confirmed < len(rig.server.journal):
+        rig.consumer.acknowledge(rig.consumer.ledger.sent)
+        rig.settle()
+    assert rig.received == rig.made
+
+
 def test_acks_beyond_what_was_sent_or_from_the_past_change_nothing() -> None:
     """A client cannot confirm what it was not sent, and an old ack that arrives late moves nothing back."""
     rig = Rig(size=300, explicit=True)
@@ -600,6 +622,61 @@ async def test_a_connection_that_is_superseded_before_it_began_does_not_begin() 
     assert not newer.ended.done()
 
 
+class Talk:
+    """The ASGI side of one `EventStream`: what was sent through uvicorn; the rest went to the socket."""
+
+    def __init__(self, served: Served, consumer: Consumer, attached: Attached) -> None:
+        self.sent: list[Any] = []
+        self.task = asyncio.ensure_future(
+            EventStream(served.node, consumer, attached)({"type": "http"}, _never, self._send)
+        )
+
+    async def _send(self, message: Any) -> None:
+        self.sent.append(message)
+
+
+async def _never() -> Any:
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("how", ["superseded", "drained"])
+async def test_what_ends_a_reader_before_it_began_is_told_with_its_head(how: str) -> None:
+    """Replaced or sent elsewhere between its attach and its first byte: the client hears why all the same."""
+    served = Served()
+    socket = FakeSocket()
+    consumer, attached = await served.node.attach(
+        served.journal, socket.as_client(), name="me", position=None, window=None
+    )
+    if how == "drained":
+        served.node.drain()
+    else:
+        await served.attach("me")
+        await served.settle()
+    await asyncio.wait_for(Talk(served, consumer, attached).task, 5)
+    told = socket.events
+    assert [got.event for got in told] == [{"superseded": "error", "drained": "reconnect"}[how]]
+    assert "superseded" in told[0].data or json.loads(told[0].data)["retry_ms"] > 0
+
+
+async def test_a_reader_whose_response_is_gone_is_told_and_counted_once() -> None:
+    """Its group is lost and the response too: a typed error ends it, and one ending is counted."""
+    served = Served()
+    socket = FakeSocket()
+    consumer, attached = await served.node.attach(
+        served.journal, socket.as_client(), name="me", position=None, window=None
+    )
+    talk = Talk(served, consumer, attached)
+    await asyncio.sleep(0)
+    served.server.gone = True
+    served.server.groups.clear()
+    while not talk.task.done():
+        await served.settle(socket)
+    await talk.task
+    assert json.loads(socket.events[-1].data)["code"] == "stream_lost"
+    assert served.metrics.endings == {"lost": 1}
+    assert talk.sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
+
+
 async def test_two_readers_hear_one_bell() -> None:
     """Many readers of one response share one subscription, which goes with the last of them."""
     served = Served()
@@ -852,6 +929,11 @@ class Twins:
         await self.same("GETRANGE", self.keys.journal, start, start + self.choose.randint(0, 99))
         await self.same("HGET", self.keys.meta, "epoch")
 
+    async def entries(self) -> None:
+        """Entries of the log, of no group."""
+        after, count = f"({self.boundary()}-{LAST_SEQUENCE}", self.choose.randint(1, 5)
+        await self.same("XRANGE", self.keys.log, after, "+", "COUNT", count)
+
     async def attach(self) -> None:
         """Again, at a position or where it was."""
         position = Position(self.boundary(), 1) if self.choose.random() < 0.5 else None
@@ -877,7 +959,7 @@ class Twins:
             await self.wire.call("XTRIM", self.keys.log, "MAXLEN", len(self.fake.log))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(8))
 async def test_the_fake_server_is_like_a_real_one(seed: int, embedded_url: str) -> None:
     """Any mix of a consumer's commands has the same replies from the fake server and from a real one."""
     async with open_wire(embedded_url) as wire:
@@ -888,7 +970,7 @@ async def test_the_fake_server_is_like_a_real_one(seed: int, embedded_url: str) 
         twins = Twins(wire, seed)
         await twins.attach()
         often = [twins.append, twins.read, twins.acknowledge]
-        seldom = [twins.move, twins.journal, twins.attach, twins.detach, twins.seen]
+        seldom = [twins.move, twins.journal, twins.entries, twins.attach, twins.detach, twins.seen]
         for number in range(200):
             await twins.choose.choice([*often * 3, *seldom, *([twins.trim] if number > 100 else [])])()
 
@@ -896,10 +978,9 @@ async def test_the_fake_server_is_like_a_real_one(seed: int, embedded_url: str) 
 def _plain(reply: Any) -> Any:
     """A reply without the times of its entries."""
     if isinstance(reply, dict):
-        return {
-            key: [(entry_id, fields and fields[1]) for entry_id, fields in rows]
-            for key, rows in reply.items()
-        }
+        return {key: _plain(rows) for key, rows in reply.items()}
+    if isinstance(reply, list):
+        return [(entry_id, fields and fields[1]) for entry_id, fields in reply]
     return reply
 
 
