@@ -220,6 +220,7 @@ class Cluster:
 
     def _add(self, place: Place) -> Wire:
         wire = Wire(Fixed(parse(self._seeds.url(*place))), **self._options)
+        wire.on_lost = self._stale.set
         wire.on_redirect = partial(self.redirected, wire)
         self._prepare(wire)
         wire.on_reconnect(lambda: self._tell(lambda key: self.owners[key_slot(key.encode())] is wire))

@@ -6,6 +6,7 @@ pending entry's idle time: claiming an entry to renew it would steal it back fro
 Delivery is at least once: `claim_response` decides who generates.
 """
 
+import asyncio
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -117,10 +118,10 @@ class Jobs:
     async def finish(self, job: Job) -> None:
         """Take it out of the queue. Idempotent."""
         line = self._line(job.stream)
-        ack = line.send("XACK", job.stream, JOBS_GROUP, job.entry_id)
-        delete = line.send("XDEL", job.stream, job.entry_id)
-        await ack
-        await delete
+        await asyncio.gather(
+            line.call("XACK", job.stream, JOBS_GROUP, job.entry_id),
+            line.call("XDEL", job.stream, job.entry_id),
+        )
 
     async def hand_over(self, job: Job) -> None:
         """Queue it anew for another worker, then take this delivery out."""

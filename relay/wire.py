@@ -38,8 +38,8 @@ class Options(TypedDict, total=False):
 class Wire:
     """Make one with `open_wire`, or with `connect` where nothing need outlive a break.
 
-    `find` is asked for the address before each connection. `on_redirect` is told what a cluster says of
-    a slot.
+    `find` is asked for the address before each connection. `on_lost` is called when one breaks,
+    `on_redirect` with what a cluster says of a slot.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class Wire:
         self._lost.set()
         self._connected = asyncio.Event()
         self.address: Address | None = None  # of the last connection
+        self.on_lost: Callable[[], None] = lambda: None
         self.on_redirect: Callable[[Redirected], None] = lambda _redirected: None
         self.reconnects = 0
 
@@ -220,6 +221,7 @@ class Wire:
             self._link = None
             self._connected.clear()
             self._lost.set()
+            self.on_lost()
 
     def _dispatch(self, channel: str, payload: bytes) -> None:
         listener = self._listeners.get(channel)
