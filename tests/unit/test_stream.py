@@ -559,7 +559,10 @@ class Served:
         self.server = FakeServer()
         self.wire = FakeWire(self.server, asyncio.get_running_loop())
         self.metrics = Metrics()
-        topology = SimpleNamespace(wires=lambda: [self.wire], server_time=lambda: 0.0)
+        topology = SimpleNamespace(
+            on_change=lambda callback: self.wire.on_reconnect(lambda: callback(lambda _key: True)),
+            server_time=lambda: 0.0,
+        )
         self.node = Node(Settings(**settings), cast("Topology", topology), self.metrics)
         self.journal = Journal(self.wire.as_wire(), ID)
 
