@@ -1,11 +1,13 @@
 """What an API node measures. The names are those of the contract."""
 
+import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, generate_latest
 
 from api import sse
+from api.ending import Ending
 from relay.events import Placed
 from relay.metrics import LATENCY_BUCKETS, Counted, Samples, by_label, one
 from relay.pressure import THRESHOLDS
@@ -29,12 +31,13 @@ class Metrics:
         self.resumes: Counter[str] = Counter(log=0, journal=0, done=0)
         self.shed: Counter[str] = Counter(dict.fromkeys(SHED_REASONS, 0))
         self.degraded: Counter[str] = Counter(limited=0, fallback=0)
-        self.endings: Counter[str] = Counter()
+        self.endings: Counter[str] = Counter({ending.name.lower(): 0 for ending in Ending})
         self.trims_repaired = 0
         self.gap_bytes = 0
         self.states: dict[str, int] = {"live": 0, "slow": 0, "stalled": 0, "detached": 0}
         self.lag_bytes_max = 0.0
         self.lag_seconds_max = 0.0
+        self._drains_since: float | None = None
         self.counted = counted = Counted(self.registry)
         self._delivery_s = counted.histogram(
             "relay_delivery_seconds", "From the append to the client's socket.", LATENCY_BUCKETS
@@ -66,6 +69,12 @@ class Metrics:
         counted.counter(
             "relay_gap_bytes", "Bytes that a reader missed; must stay 0.", (), one(lambda: self.gap_bytes)
         )
+        counted.gauge(
+            "relay_draining_seconds",
+            "For how long this node has drained; 0: it does not.",
+            (),
+            one(self._drained_s),
+        )
         counted.gauge("relay_consumers", "Consumers of this node.", ("state",), by_label(self.states))
         counted.gauge(
             "relay_consumer_lag_bytes_max", "The largest lag now.", (), one(lambda: self.lag_bytes_max)
@@ -73,6 +82,13 @@ class Metrics:
         counted.gauge(
             "relay_consumer_lag_seconds_max", "The oldest lag now.", (), one(lambda: self.lag_seconds_max)
         )
+
+    def drains(self) -> None:
+        """The node has begun to drain."""
+        self._drains_since = self._drains_since or time.monotonic()
+
+    def _drained_s(self) -> float:
+        return 0.0 if self._drains_since is None else time.monotonic() - self._drains_since
 
     def watch(self, watch: "Watch") -> None:
         """Show what the node watches of the deployment."""
@@ -93,6 +109,12 @@ class Metrics:
             "What it may use; 0: no bound.",
             (),
             one(lambda: watch.budget_bytes),
+        )
+        self.counted.gauge(
+            "relay_redis_evicts",
+            "1 when Redis may delete running responses to make room.",
+            (),
+            one(lambda: watch.evicts),
         )
 
     def delivered(self, seconds: float, readers: int = 1) -> None:

@@ -48,6 +48,7 @@ class DrainingServer(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains; /readyz answers 503 from now on. A second SIGINT does not wait."""
         self._state.admission.draining = True
+        self._state.metrics.drains()
         super().handle_exit(sig, frame)
 
     @contextmanager

@@ -20,6 +20,7 @@ from relay.topology import Topology
 log = structlog.get_logger("relay.api")
 
 EVERY_S = 0.5
+NO_EVICTION = "noeviction"
 SHARED_MS = 2000  # a level left in Redis counts for so long; whoever sees it does not leave it again
 CALM = Pressure(0, "none")
 
@@ -36,6 +37,7 @@ class Watch:
         self.queues: dict[str, QueueState] = {}
         self.memory_bytes = 0
         self.budget_bytes = settings.memory_budget_bytes or 0
+        self.evicts = False  # checked at the start, and may be changed at any time
         self.pressure = CALM
         metrics.watch(self)
 
@@ -63,6 +65,7 @@ class Watch:
         infos = [parse_info(await wire.call("INFO", "memory")) for wire in self._topology.wires()]
         self.memory_bytes = sum(int(info.get("used_memory", 0)) for info in infos)
         limit = sum(int(info.get("maxmemory", 0)) for info in infos)
+        self.evicts = any(info.get("maxmemory_policy", NO_EVICTION) != NO_EVICTION for info in infos)
         self.budget_bytes = self._settings.memory_budget_bytes or limit
         own = self._controller.observe(now_s, self._signals())
         shared = await self._share(own)

@@ -13,6 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from relay.settings import Settings
 from relay.topology import Topology
 
 LATENCY_BUCKETS = (
@@ -101,3 +102,9 @@ def redis_metrics(counted: Counted, topology: Topology) -> None:
         (),
         one(lambda: sum(wire.inflight for wire in topology.wires())),
     )
+
+
+def settings_metrics(counted: Counted, settings: Settings) -> None:
+    """The settings that are numbers, so that an alert's threshold is the setting and no copy of it."""
+    values = {name: float(value) for name, value in settings if type(value) in (int, float)}
+    counted.gauge("relay_setting", "A setting of this process, by its name.", ("name",), by_label(values))

@@ -104,10 +104,9 @@ class Governor:
         self._look_at = self._loop.time() + (LOOK_BEHIND_S if is_behind else LOOK_LIVE_S)
 
     def _apply(self, decision: Decision) -> None:
-        was_paused = self.is_paused
         self._decision = decision
         self._writer.flush_s = decision.flush_s
-        self._metrics.paused += self.is_paused - was_paused
+        self._metrics.pauses(id(self), is_paused=self.is_paused)
         for step in decision.steps:
             self._metrics.steps[step.kind] += 1
             log.info(
@@ -175,5 +174,5 @@ class Governor:
     def end(self) -> None:
         """The generation is over: it is paused no more, and there is nothing more to tell."""
         self._is_over = True
-        self._metrics.paused -= self.is_paused
+        self._metrics.pauses(id(self), is_paused=False)
         self._decision = Decision(Level.LIVE, self._terms.flush_s)

@@ -16,7 +16,7 @@ from relay import logs, models, process
 from relay.errors import RelayError, SettingsInvalid
 from relay.jobs import Jobs
 from relay.keys import JOBS_INTERACTIVE
-from relay.metrics import Counted, redis_metrics
+from relay.metrics import Counted, redis_metrics, settings_metrics
 from relay.settings import Settings
 from relay.topology import open_topology
 from relay.wire import Options
@@ -55,7 +55,8 @@ async def _serve(settings: Settings, concurrency: int, metrics_port: int) -> Non
         topology.open_blocking(JOBS_INTERACTIVE, Options(name=f"relay-claim-{worker_id}")) as blocking,
         _open_sources() as sources,
     ):
-        redis_metrics(Counted(metrics.registry), topology)
+        redis_metrics(counted := Counted(metrics.registry), topology)
+        settings_metrics(counted, settings)
         jobs = Jobs(topology)
         await jobs.prepare()
         trace = Trace(settings.trace_file) if settings.trace_file is not None else None

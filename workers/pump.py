@@ -126,6 +126,7 @@ class Pump:
         a source that cannot say it again. A worker that drains ends the wait.
         """
         await self.writer.drain()
+        self._metrics.journal_fill.observe(self.writer.head / self._settings.max_response_bytes)
         while True:
             try:
                 await scripts.close_response(

@@ -63,6 +63,7 @@ class Worker:
                 tasks.create_task(keep(self._gate, self._shop.topology)),
             ]
             await self.stop.wait()
+            self._shop.metrics.drains()
             loops[2].cancel()
             # The claim ends by itself: cancelled in mid-reply it would lose a job until the reclaim.
             self._freed.set()

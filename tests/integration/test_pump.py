@@ -383,7 +383,7 @@ async def test_a_generation_is_pumped_to_its_end(plant: Plant) -> None:
     assert await plant.depth() == 0
     assert (plant.source.opened, plant.source.closed) == ([None], 1)
     assert plant.metrics.tokens == 6
-    assert plant.metrics.outcomes == {"completed": 1}
+    assert +plant.metrics.outcomes == {"completed": 1}
     assert (plant.metrics.running, plant.metrics.paused) == (0, 0)
 
 
@@ -497,7 +497,7 @@ async def test_a_pause_is_told_when_it_lasts(plant: Plant) -> None:
         async with asyncio.timeout(10):
             await task
     assert await notices(journal) == [("paused", 3), ("resumed", 2)]
-    assert plant.metrics.steps == {"paused": 1, "resumed": 1}
+    assert +plant.metrics.steps == {"paused": 1, "resumed": 1}
     assert plant.metrics.paused == 0
     assert plant.metrics.throttled_s["window"] >= NOTICE_AFTER_S
     await done(journal)
@@ -615,7 +615,7 @@ async def test_a_response_that_nobody_reads_is_cancelled(plants: Open) -> None:
     assert (await done(journal))["finish_reason"] == "cancelled"
     assert (await snapshot(journal)).status == "cancelled"
     assert plant.source.closed == 1
-    assert plant.metrics.outcomes == {"cancelled": 1}
+    assert +plant.metrics.outcomes == {"cancelled": 1}
     assert await plant.depth() == 0
 
 
@@ -733,7 +733,7 @@ async def test_a_source_that_fails_ends_the_response_with_its_error(plant: Plant
     assert (meta["status"], meta["finish_reason"], json.loads(meta["error"])) == ("failed", "error", said)
     assert await plant.depth() == 0
     assert plant.source.closed == 1
-    assert plant.metrics.outcomes == {"failed": 1}
+    assert +plant.metrics.outcomes == {"failed": 1}
 
 
 async def test_a_source_that_refuses_ends_the_response_with_its_error(plant: Plant) -> None:
@@ -982,7 +982,7 @@ async def test_a_generation_that_was_taken_over_ends_without_a_word(plant: Plant
     assert (await snapshot(journal)).status == "running"
     assert await plant.depth() == 1
     assert plant.metrics.fenced == 1
-    assert plant.metrics.outcomes == {}
+    assert +plant.metrics.outcomes == {}
     assert plant.source.closed == 1
 
 
@@ -1266,7 +1266,7 @@ async def test_a_drained_worker_hands_its_responses_over(plants: Open) -> None:
     assert (await snapshot(journal)).status == "queued"
     assert not await journal.wire.call("EXISTS", journal.keys.lease)
     assert await first.depth() == 1
-    assert first.metrics.outcomes == {}
+    assert +first.metrics.outcomes == {}
     await run(await second.job())
     assert await text(journal) == simulation.text(5, 0, 400)
     await done(journal)

@@ -676,7 +676,7 @@ async def test_a_reader_whose_response_is_gone_is_told_and_counted_once() -> Non
         await served.settle(socket)
     await talk.task
     assert json.loads(socket.events[-1].data)["code"] == "stream_lost"
-    assert served.metrics.endings == {"lost": 1}
+    assert +served.metrics.endings == {"lost": 1}
     assert talk.sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
 
 
@@ -803,7 +803,7 @@ async def test_a_drain_sends_every_reader_elsewhere() -> None:
     assert not waiting.done()
     served.node.detach(two)
     await asyncio.wait_for(waiting, 1)
-    assert served.metrics.endings == {"drained": 2}
+    assert +served.metrics.endings == {"drained": 2}
 
 
 def _broken(rig: Rig) -> None:
