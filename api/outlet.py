@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from api import sse
+from api.form import NATIVE, Form
 from api.ledger import Credit, Ledger
 from api.metrics import Metrics
 from api.protocol import ClientSocket
@@ -21,10 +21,10 @@ class Batch(NamedTuple):
     frames: list[bytes]
 
 
-def render(placed: list[Placed], epoch: int) -> Batch:
+def render(placed: list[Placed], epoch: int, form: Form = NATIVE) -> Batch:
     """The frames of records, neighbours merged."""
     merged = merge(placed) if len(placed) > 1 else placed
-    frames = [sse.frame(item.record, item.end, epoch) for item in merged]
+    frames = [form.frame(item.record, item.end, epoch) for item in merged]
     return Batch(frames[0] if len(frames) == 1 else b"".join(frames), merged, frames)
 
 
@@ -37,15 +37,23 @@ class Outlet:
         "_unfit_room",
         "credit",
         "epoch",
+        "form",
         "has_terminal",
         "ledger",
         "socket",
     )
 
     def __init__(
-        self, socket: ClientSocket, credit: Credit, metrics: Metrics, offset: int, epoch: int
+        self,
+        socket: ClientSocket,
+        credit: Credit,
+        metrics: Metrics,
+        offset: int,
+        epoch: int,
+        form: Form = NATIVE,
     ) -> None:
         self.socket = socket
+        self.form = form
         self.credit = credit
         self.ledger = Ledger(offset)
         self.epoch = epoch
@@ -53,6 +61,10 @@ class Outlet:
         self._metrics = metrics
         # The offset, and the room in which no whole record was found there.
         self._unfit_at, self._unfit_room = -1, 0
+
+    def at(self, offset: int, epoch: int) -> "Outlet":
+        """The same, with nothing written yet."""
+        return Outlet(self.socket, self.credit, self._metrics, offset, epoch, self.form)
 
     @property
     def room(self) -> int:
@@ -69,19 +81,29 @@ class Outlet:
     def room_within(self, frames: int) -> int:
         """How many bytes, with so many frames at most; 0 also where it is known that no record fits.
 
-        With nothing out, one record may exceed a small credit.
+        Where one record may exceed a small credit, there is room for it.
         """
         ledger = self.ledger
         out = ledger.unconfirmed
-        if not out:
-            return max(self.credit.size, _LARGEST_RECORD)
+        if self._may_exceed:
+            return max(self.credit.size - out, _LARGEST_RECORD)
         room = self.credit.size - out if ledger.frames < frames else 0
         return 0 if ledger.sent == self._unfit_at and room <= self._unfit_room else room
+
+    @property
+    def _may_exceed(self) -> bool:
+        """Whether one record may go past the credit: with nothing out, for else its reader waits for ever.
+
+        With explicit acks also while less than half is out: clients confirm half a window at a time, and
+        one that has less than that waits for text as we would wait for its ack.
+        """
+        out = self.ledger.unconfirmed
+        return not out or (self.credit.explicit and out * 2 < self.credit.size)
 
     def write(self, placed: list[Placed]) -> bool:
         """Write the records that the credit holds; False when some did not fit and must be read again.
 
-        A terminal record needs no credit, and with nothing out the first record may exceed it.
+        A terminal record needs no credit, and the first record may exceed it where little is out.
         """
         ledger = self.ledger
         limit = ledger.confirmed + self.credit.size
@@ -89,12 +111,12 @@ class Outlet:
         if placed and placed[-1].end > limit:
             fitting = []
             for item in placed:
-                may_exceed = item.record.channel in TERMINAL or not (fitting or ledger.unconfirmed)
+                may_exceed = item.record.channel in TERMINAL or (not fitting and self._may_exceed)
                 if item.end > limit and not may_exceed:
                     break
                 fitting.append(item)
         if fitting:
-            self.send(render(fitting, self.epoch))
+            self.send(render(fitting, self.epoch, self.form))
         return len(fitting) == len(placed)
 
     def write_part(self, data: bytes) -> None:
@@ -107,7 +129,8 @@ class Outlet:
     def send(self, batch: Batch) -> None:
         """Write a batch, which may be many readers'; its caller has seen to the credit."""
         data, placed, frames = batch
-        self.socket.write(data)
+        if data:
+            self.socket.write(data)
         # The chunk's own end comes after its data: these marks are late by two bytes, never early.
         at = self.socket.written - len(data)
         for item, frame in zip(placed, frames, strict=True):

@@ -36,10 +36,10 @@ some_records = st.lists(
 )
 
 
-def an_outlet(size: int, *, offset: int = 0) -> tuple[Outlet, FakeSocket]:
+def an_outlet(size: int, *, offset: int = 0, explicit: bool = False) -> tuple[Outlet, FakeSocket]:
     """An outlet with so much credit, and its socket."""
     socket = FakeSocket()
-    return Outlet(socket.as_client(), Credit(size, 64, explicit=False), Metrics(), offset, 1), socket
+    return Outlet(socket.as_client(), Credit(size, 64, explicit=explicit), Metrics(), offset, 1), socket
 
 
 def placed(*records: Record, base: int = 0) -> list[Placed]:
@@ -101,6 +101,22 @@ def test_with_nothing_out_one_record_may_exceed_the_credit() -> None:
     outlet.ledger.confirm(outlet.acknowledged())
     assert outlet.write(batch[1:])
     assert channel_texts(socket) == {"content": "x" * 500 + "y"}
+
+
+def test_a_client_that_confirms_half_a_window_at_a_time_is_never_waited_for() -> None:
+    """Explicit acks: under half a window out one record may exceed it, from half on none may."""
+    outlet, _ = an_outlet(1024, explicit=True)
+    outlet.write(placed(content("x" * 500)))
+    assert outlet.room_behind >= MAX_PAYLOAD + HEADER_MAX
+    assert outlet.write(placed(content("y" * 900), base=502))
+    assert outlet.ledger.sent > 1024
+    assert outlet.room_behind <= 0
+    assert not outlet.write(placed(content("z"), base=outlet.ledger.sent))
+
+    outlet, _ = an_outlet(1024, explicit=True)
+    outlet.write(placed(content("x" * 510)))  # 512 with its header: the client confirms that
+    assert not outlet.write(placed(content("y" * 600), base=512))
+    assert outlet.room_behind == outlet.room == 512
 
 
 @pytest.mark.parametrize("terminal", [DONE, event(Channel.ERROR, {"code": "x"})])
