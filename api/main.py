@@ -10,6 +10,7 @@ import uvloop
 from api.admission import Admission
 from api.app import create_app
 from api.auth import Locks
+from api.crosscheck import CrossCheck
 from api.metrics import Metrics
 from api.node import Node
 from api.protocol import RelayProtocol, listen
@@ -57,7 +58,8 @@ async def _serve(settings: Settings, host: str, port: int) -> None:
         process.settle()
         server = DrainingServer(config, state, lambda: print(f"ready {url}", flush=True))
         async with asyncio.TaskGroup() as tasks:
-            loops = [tasks.create_task(state.node.sweep()), tasks.create_task(state.watch.run())]
+            runs = state.node.sweep(), state.watch.run(), CrossCheck(state.node, state.metrics).run()
+            loops = [tasks.create_task(run) for run in runs]
             await server.serve(sockets=[listener])
             for loop in loops:
                 loop.cancel()

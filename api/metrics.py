@@ -34,6 +34,8 @@ class Metrics:
         self.endings: Counter[str] = Counter({ending.name.lower(): 0 for ending in Ending})
         self.trims_repaired = 0
         self.gap_bytes = 0
+        self.checked = 0
+        self.disagreements: Counter[str] = Counter(pending=0, ahead=0, behind=0)
         self.states: dict[str, int] = {"live": 0, "slow": 0, "stalled": 0, "detached": 0}
         self.lag_bytes_max = 0.0
         self.lag_seconds_max = 0.0
@@ -57,6 +59,12 @@ class Metrics:
             ("relay_resumes", "Connections that came back, by where they went on.", "source", self.resumes),
             ("relay_shed", "Requests refused to protect what runs.", "reason", self.shed),
             ("relay_degraded", "Requests let in with less than they asked for.", "step", self.degraded),
+            (
+                "relay_position_disagreements",
+                "Consumers that Redis places elsewhere.",
+                "kind",
+                self.disagreements,
+            ),
             ("relay_stream_endings", "Ends of connections, by reason.", "reason", self.endings),
         ):
             counted.counter(name, text, (label,), by_label(values))
@@ -74,6 +82,12 @@ class Metrics:
             "For how long this node has drained; 0: it does not.",
             (),
             one(self._drained_s),
+        )
+        counted.counter(
+            "relay_position_checks",
+            "Consumers compared with what Redis says of them.",
+            (),
+            one(lambda: self.checked),
         )
         counted.gauge("relay_consumers", "Consumers of this node.", ("state",), by_label(self.states))
         counted.gauge(
