@@ -7,7 +7,8 @@
 Workers pace by what Redis says, so a difference is a wrong pace. The group's `lag` is not judged: it is
 nil for a group created at an ID or moved to one, as ours are, and after a trim Redis below 8 and every
 Valkey misreport it. A difference counts when it is there in two looks in a row and neither side moved
-while it was looked at; what is on its way between the two is none.
+while it was looked at; what is on its way between the two is none. Behind is only who stands there: groups
+of shared reads are moved a little after their clients.
 """
 
 import asyncio
@@ -56,6 +57,14 @@ def compare(ours: Ours, theirs: Theirs) -> str | None:
     return "behind" if is_behind else None
 
 
+class Finding(NamedTuple):
+    """A difference, where its group stands if that must not have moved, and whether it was counted."""
+
+    kind: str
+    delivered: int
+    is_counted: bool
+
+
 class CrossCheck:
     """Looks at the node's consumers in turn, and again at those that differed."""
 
@@ -63,7 +72,7 @@ class CrossCheck:
         self._node = node
         self._metrics = metrics
         self._turn = 0
-        self._suspects: dict[Consumer, tuple[str, bool]] = {}  # the kind, and whether it was counted
+        self._suspects: dict[Consumer, Finding] = {}
         self._line_at = -LINE_EVERY_S
         self._untold = 0
 
@@ -107,14 +116,16 @@ class CrossCheck:
         return asked
 
     def _judge(self, consumer: Consumer, kind: str | None, ours: Ours, theirs: Theirs) -> None:
-        before, is_counted = self._suspects.pop(consumer, (None, False))
+        before = self._suspects.pop(consumer, None)
         if kind is None:
             return
-        if kind == before and not is_counted:
+        found = Finding(kind, theirs.delivered if kind == "behind" else 0, is_counted=True)
+        is_again = before is not None and before[:2] == found[:2]
+        if is_again and before is not None and not before.is_counted:
             self._metrics.disagreements[kind] += 1
             self._tell(consumer, kind, ours, theirs)
         if len(self._suspects) < MOST:  # more would crowd out the others; they come again in their turn
-            self._suspects[consumer] = kind, kind == before
+            self._suspects[consumer] = found._replace(is_counted=is_again)
 
     def _tell(self, consumer: Consumer, kind: str, ours: Ours, theirs: Theirs) -> None:
         now = asyncio.get_running_loop().time()
