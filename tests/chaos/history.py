@@ -195,7 +195,7 @@ class History:
 
     def _none(self, reader: str) -> None:
         who = self.reader(reader)
-        if not who.has_ended and who.floating is None and not who.runs:
+        if not who.has_ended:
             self._wrong("loss", f"{reader} at {who.offset} was answered 204 and has seen no end")
 
     def _gone(self, reader: str, code: str) -> None:
@@ -305,9 +305,9 @@ class History:
         epochs = [epoch for epoch, _, _ in self._claims]
         if len(epochs) != len(set(epochs)) and not self._is_lossy:
             self._wrong("fence", f"an epoch was claimed twice: {self._claims}")
-        starts = [int(start) for start in meta.get("starts", "").split(",") if start]
+        starts = meta.get("starts", "").split(",")
         for epoch, head, worker in self._claims:
-            if not self._is_lossy and (epoch > len(starts) or starts[epoch - 1] != head):
+            if not self._is_lossy and f"{epoch}:{head}" not in starts:
                 self._wrong("fence", f"{worker} says epoch {epoch} began at {head}; Redis says {starts}")
         if self._is_lossy:
             return

@@ -16,7 +16,7 @@ import asyncio
 import socket
 import struct
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import cast
 from urllib.parse import urlsplit
@@ -153,6 +153,7 @@ class Proxy:
 
     def __init__(self, host: str, port: int, *, buffer_bytes: int | None = None) -> None:
         self.target = (host, port)
+        self.route: Callable[[], tuple[str, int]] = lambda: self.target  # may be set: a balancer
         self.url = ""
         self.port = 0
         self.lost = 0
@@ -289,7 +290,7 @@ class Proxy:
         if self._buffer_bytes is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._buffer_bytes)
         try:
-            await loop.sock_connect(sock, self.target)
+            await loop.sock_connect(sock, self.route())
             await loop.create_connection(lambda: server, sock=sock)
         except OSError:
             sock.close()

@@ -23,7 +23,7 @@ PIECES = [
 ]
 ENDS = [sum(map(len, PIECES[: index + 1])) for index in range(len(PIECES))]
 JOURNAL = b"".join(PIECES)
-META = {"status": "completed", "starts": f"0,{ENDS[5]}"}
+META = {"status": "completed", "starts": f"1:0,2:{ENDS[5]}"}
 
 
 def epoch_of(index: int) -> int:
@@ -290,7 +290,7 @@ def test_a_cancel_explains_a_cancelled_end() -> None:
     data = "".join(TEXT[:5]).encode()
     told = {"finish_reason": "cancelled", "text_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     journal = b"".join([*PIECES[:6], encode(event(Channel.DONE, told))])
-    final = ("final", {"status": "cancelled", "starts": "0"}, text(journal))
+    final = ("final", {"status": "cancelled", "starts": "1:0"}, text(journal))
     plan = ("plan", SEED, TOKENS, True, True)
     assert check([plan, ("cancel",), final]) == []
     assert [violation.rule for violation in check([plan, final])] == ["ending"]
@@ -321,6 +321,6 @@ def test_what_redis_lost_is_told_and_then_right() -> None:
 def test_a_worker_that_is_lost_explains_an_error_only_where_the_source_cannot_go_on() -> None:
     """`worker_lost` is a truthful end of an upstream that cannot continue a prefix."""
     journal = b"".join(PIECES[:6]) + FAILED
-    final = ("final", {"status": "failed", "starts": "0"}, text(journal))
+    final = ("final", {"status": "failed", "starts": "1:0"}, text(journal))
     assert check([("plan", SEED, TOKENS, True, False), final]) == []
     assert [found.rule for found in check([("plan", SEED, TOKENS, True, True), final])] == ["ending"]

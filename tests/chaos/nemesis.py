@@ -1,0 +1,331 @@
+"""The faults: what is done to processes, to Redis and to the network, and how it is healed.
+
+Each is an async function of a `Scene`; it returns the moment from which the way back is counted: of the
+fault itself where nobody heals it but the system (a kill), else of the end of what was done.
+"""
+
+import asyncio
+import os
+import random
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+from relay import scripts
+from tests.chaos.stage import LEASE_S, Role, Stage
+from tests.support.proxy import Proxy
+from tests.support.topologies import ManagedServer
+
+EXIT_WITHIN_S = 30.0
+
+
+class Scene(NamedTuple):
+    """Where it plays, by what chance, and whom to tell that Redis may have lost writes."""
+
+    stage: Stage
+    rng: random.Random
+    lost: Callable[[], None]
+
+
+Act = Callable[[Scene], Awaitable[float]]
+
+
+class Fault(NamedTuple):
+    """A kind of fault: for which deployments, and how often beside the others."""
+
+    name: str
+    act: Act
+    shapes: tuple[str, ...]
+
+
+FAULTS: list[Fault] = []
+EVERYWHERE = ("single", "sentinel", "cluster")
+
+
+def fault(name: str, *shapes: str) -> Callable[[Act], Act]:
+    """Enter a function into the list."""
+
+    def enter(act: Act) -> Act:
+        FAULTS.append(Fault(name, act, shapes or EVERYWHERE))
+        return act
+
+    return enter
+
+
+def bag(shape: str, rng: random.Random, only: str = "") -> list[Fault]:
+    """Every fault of a deployment once, shuffled. `only`: those whose names have one of these words."""
+    words = [word.strip() for word in only.split(",") if word.strip()]
+    faults = [
+        each
+        for each in FAULTS
+        if shape in each.shapes and (not words or any(word in each.name for word in words))
+    ]
+    if not faults:
+        raise ValueError(f"no fault of {shape} has {only!r} in its name")
+    rng.shuffle(faults)
+    return faults
+
+
+# --- processes
+
+
+async def _killed(scene: Scene, role: Role) -> float:
+    at = time.monotonic()
+    await scene.stage.kill(role)
+    await scene.stage.start(role)
+    return at
+
+
+@fault("worker kill -9")
+async def _worker_kill(scene: Scene) -> float:
+    return await _killed(scene, scene.rng.choice(scene.stage.workers))
+
+
+@fault("node kill -9")
+async def _node_kill(scene: Scene) -> float:
+    return await _killed(scene, scene.rng.choice(scene.stage.nodes))
+
+
+async def _frozen(scene: Scene, role: Role, seconds: float) -> float:
+    process = scene.stage.process(role)
+    process.pause()
+    await asyncio.sleep(seconds)
+    process.resume()
+    return time.monotonic()
+
+
+@fault("worker stopped, within the lease")
+async def _worker_pause(scene: Scene) -> float:
+    return await _frozen(scene, scene.rng.choice(scene.stage.workers), scene.rng.uniform(0.5, LEASE_S / 2))
+
+
+@fault("worker stopped, past the lease")
+async def _worker_zombie(scene: Scene) -> float:
+    role = scene.rng.choice(scene.stage.workers)
+    at = time.monotonic()
+    await _frozen(scene, role, LEASE_S + scene.rng.uniform(2, 4))
+    return at
+
+
+@fault("node stopped")
+async def _node_pause(scene: Scene) -> float:
+    return await _frozen(scene, scene.rng.choice(scene.stage.nodes), scene.rng.uniform(1, 5))
+
+
+async def _rolled(scene: Scene, roles: list[Role]) -> float:
+    """One after the other, as a deploy does; each must go by itself, and well."""
+    for role in roles:
+        code = await scene.stage.stop(role, EXIT_WITHIN_S)
+        assert code == 0, f"{role.name} ended with code {code} after SIGTERM"
+        await scene.stage.start(role)
+    return time.monotonic()
+
+
+@fault("workers, rolling restart")
+async def _roll_workers(scene: Scene) -> float:
+    return await _rolled(scene, scene.stage.workers[:2])
+
+
+@fault("nodes, rolling restart")
+async def _roll_nodes(scene: Scene) -> float:
+    return await _rolled(scene, scene.stage.nodes)
+
+
+# --- Redis
+
+
+def _a_primary(scene: Scene) -> ManagedServer:
+    return scene.rng.choice(scene.stage.redis.primaries())
+
+
+@fault("redis kill -9 and restart", "single")
+async def _redis_restart(scene: Scene) -> float:
+    server = scene.stage.redis.data[0]
+    await asyncio.to_thread(server.kill)
+    await asyncio.sleep(scene.rng.uniform(0, 3))
+    await asyncio.to_thread(server.restart)
+    return time.monotonic()
+
+
+@fault("redis stopped", "single")
+async def _redis_stop(scene: Scene) -> float:
+    server = scene.stage.redis.data[0]
+    server.pause()
+    await asyncio.sleep(scene.rng.uniform(1, 4))
+    server.resume()
+    return time.monotonic()
+
+
+async def _on_primary(scene: Scene, *command: str) -> None:
+    def run() -> None:
+        with _a_primary(scene).admin() as client:
+            client.execute_command(*command)
+
+    await asyncio.to_thread(run)
+
+
+@fault("redis connections killed")
+async def _redis_clients(scene: Scene) -> float:
+    await _on_primary(scene, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    await _on_primary(scene, "CLIENT", "KILL", "TYPE", "pubsub", "SKIPME", "yes")
+    return time.monotonic()
+
+
+@fault("redis client pause")
+async def _redis_pause(scene: Scene) -> float:
+    seconds = scene.rng.uniform(1, 4)
+    await _on_primary(scene, "CLIENT", "PAUSE", str(int(seconds * 1000)), scene.rng.choice(("ALL", "WRITE")))
+    await asyncio.sleep(seconds)
+    return time.monotonic()
+
+
+@fault("redis forgets the scripts")
+async def _redis_scripts(scene: Scene) -> float:
+    await _on_primary(scene, "SCRIPT", "FLUSH")
+    return time.monotonic()
+
+
+@fault("redis flushed", "single")
+async def _redis_flush(scene: Scene) -> float:
+    scene.lost()
+    await _on_primary(scene, "FLUSHALL")
+    return time.monotonic()
+
+
+@fault("redis failover", "sentinel", "cluster")
+async def _redis_failover(scene: Scene) -> float:
+    scene.lost()
+    at = time.monotonic()
+    redis = scene.stage.redis
+    server = await asyncio.to_thread(_a_primary, scene)
+    await asyncio.to_thread(server.kill)
+    await asyncio.to_thread(redis.wait_writable)
+    scene.lost()  # what was made meanwhile, too
+    await asyncio.to_thread(server.restart)
+    await asyncio.to_thread(redis.wait_replicated)
+    return at
+
+
+@fault("redis primary stopped past its failover", "sentinel", "cluster")
+async def _redis_zombie(scene: Scene) -> float:
+    """It comes back and believes that it still leads, until the others tell it."""
+    scene.lost()
+    at = time.monotonic()
+    redis = scene.stage.redis
+    server = await asyncio.to_thread(_a_primary, scene)
+    replica = await asyncio.to_thread(redis.replica_of, server)
+    server.pause()
+    try:
+        await asyncio.to_thread(redis.wait_for_primary, replica)
+    finally:
+        server.resume()
+    scene.lost()  # what was made meanwhile, too
+    await asyncio.to_thread(redis.wait_replicated)
+    return at
+
+
+# --- the network
+
+
+def _redis_line(scene: Scene) -> Proxy:
+    line = scene.rng.choice(scene.stage.roles).redis_line
+    assert line is not None
+    return line
+
+
+def _reader_line(scene: Scene) -> Proxy:
+    return scene.rng.choice(scene.stage.reader_lines)
+
+
+async def _held(line: Proxy, seconds: float) -> float:
+    await asyncio.sleep(seconds)
+    line.heal()
+    return time.monotonic()
+
+
+async def _cut(_: Scene, line: Proxy) -> float:
+    line.cut()
+    return time.monotonic()
+
+
+async def _delayed(scene: Scene, line: Proxy) -> float:
+    line.delay_s = scene.rng.uniform(0.03, 0.4)
+    return await _held(line, scene.rng.uniform(2, 4))
+
+
+async def _partitioned(scene: Scene, line: Proxy) -> float:
+    line.freeze()
+    return await _held(line, scene.rng.choice((1.0, 3.0, 6.0, 13.0)))
+
+
+async def _half_opened(scene: Scene, line: Proxy) -> float:
+    at = time.monotonic()
+    line.half_open(scene.rng.choice(("client", "server")))
+    await _held(line, 3.0)
+    return at
+
+
+async def _refused(scene: Scene, line: Proxy) -> float:
+    line.turns_away = True
+    line.cut()
+    return await _held(line, scene.rng.uniform(1, 4))
+
+
+def _on_both_lines(name: str, act: Callable[[Scene, Proxy], Awaitable[float]]) -> None:
+    fault(f"redis line {name}", "single")(lambda scene: act(scene, _redis_line(scene)))
+    fault(f"readers' line {name}")(lambda scene: act(scene, _reader_line(scene)))
+
+
+_on_both_lines("cut", _cut)
+_on_both_lines("delayed", _delayed)
+_on_both_lines("partitioned", _partitioned)
+_on_both_lines("half open", _half_opened)
+_on_both_lines("refuses", _refused)
+
+
+@fault("append lost before it ran", "single")
+async def _lose_command(scene: Scene) -> float:
+    line = scene.rng.choice(scene.stage.workers).redis_line
+    assert line is not None
+    line.lose_command(scripts.APPEND.sha.encode())
+    return await _held(line, 1.0)
+
+
+@fault("append's reply lost", "single")
+async def _lose_reply(scene: Scene) -> float:
+    line = scene.rng.choice(scene.stage.workers).redis_line
+    assert line is not None
+    line.lose_reply(scripts.APPEND.sha.encode())
+    return await _held(line, 1.0)
+
+
+@fault("close's reply lost", "single")
+async def _lose_close(scene: Scene) -> float:
+    line = scene.rng.choice(scene.stage.workers).redis_line
+    assert line is not None
+    line.lose_reply(scripts.CLOSE.sha.encode())
+    return await _held(line, 2.0)
+
+
+@fault("readers' line cut in a frame")
+async def _cut_in_frame(scene: Scene) -> float:
+    line = _reader_line(scene)
+    for _ in range(5):
+        line.cut_after(scene.rng.randrange(1, 4000))
+        await asyncio.sleep(0.2)
+    line.heal()
+    return time.monotonic()
+
+
+def heal(stage: Stage) -> None:
+    """Whatever is still wrong is right after this; a process that is away has to be started yet."""
+    for role in stage.roles:
+        for line in (role.redis_line, role.line):
+            if line is not None:
+                line.heal()
+        if role.process is not None and role.process.code is None:
+            role.process.resume()
+    for server in stage.redis.servers.values():
+        if server.is_running:
+            os.kill(server.pid, signal.SIGCONT)

@@ -1,0 +1,298 @@
+"""`make chaos`: responses in flight, readers of every kind, faults one after the other, and a verdict.
+
+    python -m tests.chaos.run --minutes 3 --seed 1 --topology single --responses 200
+
+The plans of the responses and the order, the targets and the lengths of the faults are the seed's; what
+meets what is the machine's. Exit code 1 on any violation or hang; the history of each is kept in `--keep`
+and can be judged again: `python -m tests.chaos.run --replay FILE`.
+"""
+
+import argparse
+import asyncio
+import random
+import statistics
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import uvloop
+
+from tests.chaos import nemesis
+from tests.chaos.life import Life, plan, replay
+from tests.chaos.nemesis import Fault, Scene
+from tests.chaos.observer import Observer
+from tests.chaos.readers import readers_of
+from tests.chaos.stage import Stage, stage
+
+RECOVER_WITHIN_S = 45.0
+SETTLED_S = 0.3  # what was under way already is no sign of recovery
+SLOW_S = 6.0  # from here on a recovery is told with whose it was
+QUIET_S = (0.5, 1.5)  # between a recovery and the next fault
+REPORT_EVERY_S = 10.0
+BOUND_S = 150.0  # over twice the nominal length of a response: then it hangs
+END_WITHIN_S = 60.0  # after the last fault
+KEPT_CALLS = 1000
+
+
+class Chaos:
+    """One run."""
+
+    def __init__(
+        self, play: Stage, *, seed: int, responses: int, keep: Path, only: str = "", quiet: bool = False
+    ) -> None:
+        self.stage = play
+        self.observer = Observer(play.redis, play.folder)
+        self.lives: set[Life] = set()
+        self.problems: list[str] = []
+        self.faults: Counter[str] = Counter()
+        self.endings: Counter[str] = Counter()
+        self.recoveries: dict[str, list[float]] = defaultdict(list)
+        self.checked = self.readers = 0
+        self._rng = random.Random(seed)
+        self._plans = random.Random(seed + 1)
+        self._responses = responses
+        self._keep = keep
+        self._only = only
+        self._quiet = quiet
+        self._made = 0
+        self._last: set[Life] = set()  # that recovered, of the last fault
+        self._began = time.monotonic()
+
+    # --- the run
+
+    async def run(self, seconds: float) -> bool:
+        """Faults for so long, then the end of everything; whether all was well."""
+        async with asyncio.TaskGroup() as tasks:
+            helpers = [
+                tasks.create_task(self.observer.watch(lambda: self.lives)),
+                tasks.create_task(self._report()),
+            ]
+            crowd = [tasks.create_task(self._crowd(index)) for index in range(self._responses)]
+            self._until = time.monotonic() + seconds
+            await self._torment()
+            nemesis.heal(self.stage)
+            self._say("the last fault is healed")
+            _, late = await asyncio.wait(crowd, timeout=END_WITHIN_S)
+            for life in list(self.lives) if late else ():
+                self._wrong(life, f"hang after the last fault was healed: {life.standing}")
+            for task in [*late, *helpers]:
+                task.cancel()
+        await self.observer.close()
+        self.stage.keep_logs()
+        return not self.problems
+
+    async def _crowd(self, index: int) -> None:
+        """One place among the responses in flight: a life after the other."""
+        await asyncio.sleep(index * 5.0 / self._responses)  # they need not all begin in one instant
+        while time.monotonic() < self._until:
+            self._made += 1
+            life = Life(self.stage, plan(self._plans, self._made))
+            await self._live(life)
+
+    async def _live(self, life: Life) -> None:
+        rng = random.Random(life.plan.reader_seed)
+        bound_s = life.plan.nominal_s * 2 + BOUND_S
+        try:
+            async with asyncio.timeout(bound_s):
+                self.lives.add(life)
+                await life.create(rng)
+                async with asyncio.TaskGroup() as tasks:
+                    if life.plan.cancel_after_s is not None:
+                        tasks.create_task(life.cancel(rng))
+                    for run in readers_of(life):
+                        self.readers += 1
+                        tasks.create_task(run())
+                if not await self._finish(life):
+                    self._wrong(life, "hang: its readers are done, and it has not ended")
+        except TimeoutError:
+            self._wrong(life, f"hang: not over after {bound_s:.0f} s: {life.standing}")
+        except BaseExceptionGroup as group:
+            errors = [error for error in _leaves(group) if not isinstance(error, asyncio.CancelledError)]
+            for error in errors:
+                self._wrong(life, f"{type(error).__name__}: {error}")
+            if not errors:
+                raise
+        except AssertionError as error:
+            self._wrong(life, str(error))
+        finally:
+            self.lives.discard(life)
+            self.checked += life.history.checked
+
+    async def _finish(self, life: Life) -> bool:
+        lives = {each.id: each for each in self.lives}
+        if not await self.observer.finish(life, lives, bound_s=60.0):
+            return False
+        self.endings[life.history.ending] += 1
+        for violation in life.history.violations:
+            self._wrong(life, f"{violation.rule}: {violation.seen}")
+        return True
+
+    # --- faults
+
+    async def _torment(self) -> None:
+        scene = Scene(self.stage, self._rng, self._lost)
+        await asyncio.sleep(8)
+        while True:
+            for fault in nemesis.bag(self.stage.redis.shape, self._rng, self._only):
+                if time.monotonic() > self._until:
+                    return
+                await self._inflict(fault, scene)
+                await asyncio.sleep(self._rng.uniform(*QUIET_S))
+                if len(self.stage.upstream.calls) > KEPT_CALLS:
+                    self.stage.upstream.calls.clear()
+
+    async def _inflict(self, fault: Fault, scene: Scene) -> None:
+        self.faults[fault.name] += 1
+        watched = [life for life in self.lives if life.is_lively]
+        try:
+            at = await fault.act(scene)
+        except AssertionError as error:
+            self._problem(f"{fault.name}: {error}")
+            nemesis.heal(self.stage)
+            at = time.monotonic()
+        took_s = await self._recovered(watched, at)
+        if took_s is None:
+            stuck = [life for life in watched if life.is_lively and life.progress_at < at + SETTLED_S]
+            self._problem(f"{fault.name}: {len(stuck)} responses went on for nobody")
+            for life in stuck[:3]:
+                self._wrong(life, f"stuck: {life.standing}")
+        else:
+            self.recoveries[fault.name].append(took_s)
+        shown = "not recovered" if took_s is None else f"all go on {took_s:.2f} s after"
+        slow = ", ".join(life.id for life in self._last) if took_s is not None and took_s > SLOW_S else ""
+        self._say(f"{fault.name}: {shown} ({len(watched)} watched) {slow}")
+
+    async def _recovered(self, watched: list[Life], at: float) -> float | None:
+        """How long after `at` the last of them went on or had ended; None when one did not."""
+        deadline = max(at, time.monotonic()) + RECOVER_WITHIN_S
+        last = at
+        left = watched
+        while True:
+            now = time.monotonic()
+            still = [life for life in left if life.is_lively and life.progress_at < at + SETTLED_S]
+            if len(still) < len(left):
+                last = now
+                self._last = set(left).difference(still)
+            left = still
+            if not left:
+                return last - at
+            if now > deadline:
+                return None
+            await asyncio.sleep(0.05)
+
+    def _lost(self) -> None:
+        for life in self.lives:
+            life.note("loss")
+
+    # --- words
+
+    def _wrong(self, life: Life, what: str) -> None:
+        self._keep.mkdir(parents=True, exist_ok=True)
+        path = self._keep / f"{life.id or 'unmade'}-{life.plan.number}.jsonl"
+        path.write_text(life.dump())
+        self._problem(f"{life.id} {'+'.join(life.plan.readers)} {life.plan.model}: {what} -> {path}")
+
+    def keep_logs(self) -> None:
+        """Beside the histories."""
+        self._keep.mkdir(parents=True, exist_ok=True)
+        for log in self.stage.folder.glob("*.log"):
+            (self._keep / log.name).write_bytes(log.read_bytes())
+
+    def _problem(self, text: str) -> None:
+        self.problems.append(text)
+        self._say(f"VIOLATION {text}")
+
+    def _say(self, text: str) -> None:
+        if not self._quiet or text.startswith("VIOLATION"):
+            print(f"{time.monotonic() - self._began:7.1f} s  {text}", flush=True)
+
+    async def _report(self) -> None:
+        while True:
+            await asyncio.sleep(REPORT_EVERY_S)
+            active = sum(life.history.checked for life in self.lives) + self.checked
+            self._say(
+                f"{len(self.lives)} in flight, {sum(self.endings.values())} ended, {active} records checked,"
+                f" {sum(self.faults.values())} faults, {len(self.problems)} violations"
+            )
+
+    def summary(self) -> str:
+        """The figures."""
+        rows = [
+            f"  {name:<45} {count:4}   {_worst(self.recoveries[name])}"
+            for name, count in sorted(self.faults.items())
+        ]
+        ends = ", ".join(f"{ending or '?'} {count}" for ending, count in self.endings.most_common())
+        return "\n".join([
+            "",
+            "  fault                                         times  recovery, worst / median (s)",
+            *rows,
+            "",
+            f"  faults injected   {sum(self.faults.values())}",
+            f"  responses ended   {sum(self.endings.values())}: {ends}",
+            f"  readers           {self.readers}",
+            f"  records checked   {self.checked} ({self.observer.traced} of them by workers)",
+            f"  violations        {len(self.problems)}",
+        ])  # fmt: skip
+
+
+def _worst(seconds: list[float]) -> str:
+    return f"{max(seconds):6.2f} / {statistics.median(seconds):.2f}" if seconds else "     -"
+
+
+def _leaves(group: BaseExceptionGroup) -> list[BaseException]:
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found
+
+
+async def chaos(
+    shape: str, *, minutes: float, seed: int, responses: int, keep: Path, only: str = "", quiet: bool = False
+) -> Chaos:
+    """A whole run, its stage included."""
+    async with stage(shape) as play:
+        run = Chaos(play, seed=seed, responses=responses, keep=keep, only=only, quiet=quiet)
+        try:
+            await run.run(minutes * 60)
+        finally:
+            if run.problems:
+                play.keep_logs()
+                run.keep_logs()
+        return run
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command; its exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--minutes", type=float, default=3.0)
+    parser.add_argument("--seed", type=int, default=None, help="default: one is chosen, and printed")
+    parser.add_argument("--topology", choices=nemesis.EVERYWHERE, default="single")
+    parser.add_argument("--responses", type=int, default=200, help="in flight")
+    parser.add_argument("--keep", type=Path, default=Path("chaos-violations"))
+    parser.add_argument("--only", default="", help="faults with one of these words in their name, by commas")
+    parser.add_argument("--replay", type=Path, default=None, help="judge a kept history again")
+    given = parser.parse_args(arguments)
+    if given.replay is not None:
+        return 1 if replay(given.replay.read_text(), print).violations else 0
+    seed = given.seed if given.seed is not None else random.SystemRandom().randrange(10**6)
+    print(
+        f"seed {seed}, {given.topology}, {given.responses} responses, {given.minutes:g} minutes", flush=True
+    )
+    run = uvloop.run(
+        chaos(
+            given.topology,
+            minutes=given.minutes,
+            seed=seed,
+            responses=given.responses,
+            keep=given.keep,
+            only=given.only,
+        )
+    )
+    print(run.summary())
+    return 1 if run.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
