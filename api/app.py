@@ -6,7 +6,7 @@ from starlette.exceptions import HTTPException
 
 from api import errors
 from api.limits import BodyLimit
-from api.routes import health, streams
+from api.routes import health, openai, streams
 from api.state import State
 from relay.errors import RelayError
 
@@ -23,6 +23,7 @@ def create_app(state: State) -> FastAPI:
     )
     app.state.relay = state
     app.include_router(streams.router)
+    app.include_router(openai.router)
     app.include_router(health.router)
     app.add_exception_handler(RelayError, errors.on_relay_error)
     app.add_exception_handler(RequestValidationError, errors.on_invalid)

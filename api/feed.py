@@ -14,6 +14,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from api.form import NATIVE
 from api.metrics import Metrics
 from api.outlet import BEHIND_FRAMES
 from api.recent import Recent
@@ -113,7 +114,7 @@ class Feed:
             member.read_journal()
         else:
             outlet.epoch = max(outlet.epoch, recent.epoch)
-            if recent.end - ledger.confirmed <= outlet.credit.size:
+            if outlet.form is NATIVE and recent.end - ledger.confirmed <= outlet.credit.size:
                 outlet.send(recent.batch(at, outlet.epoch))
             else:
                 outlet.write_part(recent.slice(at, room))

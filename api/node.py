@@ -7,13 +7,13 @@ from contextlib import suppress
 
 import structlog
 
-from api import sse
 from api.condition import Health
 from api.ending import Ending
 from api.feed import Feed
+from api.form import NATIVE, Form
 from api.ledger import Credit
 from api.metrics import Metrics
-from api.protocol import ClientSocket
+from api.sink import Sink
 from api.stream import Consumer
 from relay.cluster import Affects
 from relay.errors import Draining, Overloaded, RelayError
@@ -53,11 +53,12 @@ class Node:
     async def attach(
         self,
         journal: Journal,
-        socket: ClientSocket,
+        socket: Sink,
         *,
         name: str | None,
         position: Position | None,
         window: int | None,
+        form: Form = NATIVE,
     ) -> tuple[Consumer, Attached]:
         """Make a consumer and attach it; `begin` starts it. Detach it whatever happens after.
 
@@ -82,6 +83,7 @@ class Node:
                 explicit=window is not None,
             ),
             keep=name is not None,
+            form=form,
         )
         return consumer, await self._attach(consumer, position)
 
@@ -99,6 +101,7 @@ class Node:
             socket=lost.outlet.socket,
             credit=lost.outlet.credit,
             keep=lost.keep,
+            form=lost.outlet.form,
         )
         return consumer, await self._attach(consumer, Position(lost.ledger.sent, lost.outlet.epoch))
 
@@ -148,7 +151,8 @@ class Node:
         """Take no new readers, and send those that are here elsewhere, spread over time."""
         self.draining = True
         for consumer in self.consumers:
-            consumer.end(Ending.DRAINED, sse.reconnect(random.randint(*RECONNECT_MS)))
+            wait = {"retry_ms": random.randint(*RECONNECT_MS)}
+            consumer.end(Ending.DRAINED, consumer.outlet.form.private("reconnect", wait))
 
     async def drained(self) -> None:
         """Wait until the last consumer has gone."""
@@ -213,7 +217,7 @@ class Node:
         """A newer connection has the consumer's name: tell this one, and end it."""
         message = "a newer connection has taken this consumer over"
         data = {"code": "superseded", "message": message, "retryable": False}
-        consumer.end(Ending.SUPERSEDED, sse.private("error", data))
+        consumer.end(Ending.SUPERSEDED, consumer.outlet.form.private("error", data))
 
     def _recover(self, affects: Affects) -> None:
         for response_id, feed in tuple(self._responses.items()):

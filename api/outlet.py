@@ -5,7 +5,7 @@ from typing import NamedTuple
 from api.form import NATIVE, Form
 from api.ledger import Credit, Ledger
 from api.metrics import Metrics
-from api.protocol import ClientSocket
+from api.sink import Sink
 from relay.events import HEADER_MAX, MAX_PAYLOAD, TERMINAL, Placed, decode, merge
 
 # Unconfirmed frames of a reader of the journal. Live readers are bounded by entries.
@@ -45,11 +45,12 @@ class Outlet:
 
     def __init__(
         self,
-        socket: ClientSocket,
+        socket: Sink,
         credit: Credit,
         metrics: Metrics,
         offset: int,
         epoch: int,
+        *,
         form: Form = NATIVE,
     ) -> None:
         self.socket = socket
@@ -64,7 +65,7 @@ class Outlet:
 
     def at(self, offset: int, epoch: int) -> "Outlet":
         """The same, with nothing written yet."""
-        return Outlet(self.socket, self.credit, self._metrics, offset, epoch, self.form)
+        return Outlet(self.socket, self.credit, self._metrics, offset, epoch, form=self.form)
 
     @property
     def room(self) -> int:

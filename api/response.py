@@ -5,6 +5,8 @@ this only opens, waits for the end and closes. uvicorn sends the head and the la
 between go to the client's socket directly.
 """
 
+from collections.abc import Iterable
+
 import structlog
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -31,41 +33,58 @@ class EventStream(Response):
     A Response so that FastAPI passes it on; nothing of Starlette's sending is used.
     """
 
-    def __init__(self, node: Node, consumer: Consumer, attached: Attached) -> None:
+    def __init__(
+        self,
+        node: Node,
+        consumer: Consumer,
+        attached: Attached,
+        headers: Iterable[tuple[bytes, bytes]] = (),
+    ) -> None:
         super().__init__(status_code=200)
+        self.consumer = consumer
         self._node = node
-        self._consumer = consumer
         self._attached = attached
+        self._more = tuple(headers)
+
+    def opened(self) -> None:
+        """The head is out: for those who add to it."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 ASGI's form
         """Serve it. The consumer is detached however this ends."""
         try:
-            name = (b"relay-consumer", self._consumer.name.encode())
-            await send({"type": "http.response.start", "status": 200, "headers": [*HEADERS, name]})
-            self._consumer.outlet.socket.write(sse.OPENING)
-            ending = await self._follow()
+            name = (b"relay-consumer", self.consumer.name.encode())
+            headers = [*HEADERS, name, *self._more]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            self.consumer.outlet.socket.write(sse.OPENING)
+            self.opened()
+            ending = await follow(self._node, self.consumer, self._attached)
         finally:
-            self._node.detach(self._consumer)
+            self._node.detach(self.consumer)  # where the head could not be sent
         if ending is not Ending.DISCONNECTED:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _follow(self) -> Ending:
-        """Serve until the end; attach again where Redis has lost the consumer and not the response."""
-        attached = self._attached
+
+async def follow(node: Node, consumer: Consumer, attached: Attached) -> Ending:
+    """Serve until the end; attach again where Redis has lost the consumer and not the response.
+
+    The consumer that was the last is detached, however this ends.
+    """
+    try:
         while True:
-            before = self._consumer
-            if not before.ended.done():
-                before.begin(attached)
-            elif before.last_word:  # drained or superseded between the attach and here
-                before.outlet.socket.write(before.last_word)
-            ending = await before.ended
+            if not consumer.begun and not consumer.ended.done():
+                consumer.begin(attached)
+            elif consumer.last_word:  # drained or superseded between the attach and here
+                consumer.outlet.socket.write(consumer.last_word)
+            ending = await consumer.ended
             if ending is not Ending.LOST:
                 return ending
             try:
-                self._consumer, attached = await self._node.reattach(before)
+                consumer, attached = await node.reattach(consumer)
             except RelayError as error:
-                log.warning("stream_lost", response=before.journal.id, error=error.message)
+                log.warning("stream_lost", response=consumer.journal.id, error=error.message)
                 lost = StreamLost("the response is gone from Redis")
                 data = {"code": lost.code, "message": lost.message, "retryable": lost.retryable}
-                before.outlet.socket.write(sse.private("error", data))
+                consumer.say(consumer.outlet.form.private("error", data))
                 return ending
+    finally:
+        node.detach(consumer)

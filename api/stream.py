@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 from api import sse
 from api.condition import Condition
 from api.ending import Ending
+from api.form import NATIVE, Form
 from api.group import Group
 from api.ledger import Credit
 from api.outlet import Outlet
-from api.protocol import ClientSocket
 from api.recheck import Recheck
+from api.sink import Sink
 from relay.backlog import Backlog
 from relay.events import decode
 from relay.journal import Entry, Journal
@@ -43,9 +44,10 @@ class Consumer:
         *,
         name: str,
         connection: str,
-        socket: ClientSocket,
+        socket: Sink,
         credit: Credit,
         keep: bool,
+        form: Form = NATIVE,
     ) -> None:
         self.node = node
         self.journal = journal
@@ -53,7 +55,7 @@ class Consumer:
         self.connection = connection
         self.keep = keep  # the caller named it: its position outlives the connection
         self.ended: asyncio.Future[Ending] = node.loop.create_future()
-        self.outlet = Outlet(socket, credit, node.metrics, 0, 0)
+        self.outlet = Outlet(socket, credit, node.metrics, 0, 0, form=form)
         self.ledger = self.outlet.ledger
         self.head = 0  # as last heard
         self.begun = False  # rings come from the moment of the attach; they only note the head until then
@@ -81,8 +83,7 @@ class Consumer:
 
     def begin(self, attached: Attached) -> None:
         """Start at the position that the attach gave, with the bytes that came with it."""
-        socket, credit = self.outlet.socket, self.outlet.credit
-        self.outlet = Outlet(socket, credit, self.node.metrics, attached.offset, attached.epoch)
+        self.outlet = self.outlet.at(attached.offset, attached.epoch)
         self.ledger = self.outlet.ledger
         self.head = max(self.head, attached.head)
         self.group.told = attached.offset
@@ -90,7 +91,8 @@ class Consumer:
         if self.lag:
             self.backlog.grew(self.head, self.node.loop.time())
         if attached.rewound:
-            self.say(sse.private("rewind", {"position": f"{attached.offset}-{attached.epoch}"}))
+            there = {"position": f"{attached.offset}-{attached.epoch}"}
+            self.say(self.outlet.form.private("rewind", there))
         self._take(attached.data, attached.offset)
         self.step()
 
@@ -133,7 +135,8 @@ class Consumer:
     def say(self, data: bytes) -> None:
         """Write what is no part of the response."""
         self.written_at = self.node.loop.time()
-        self.outlet.socket.write(data)
+        if data:
+            self.outlet.socket.write(data)
 
     def sweep(self) -> None:
         """Once a second: look for a lost ring, stay known as alive, keep a quiet connection open."""
@@ -219,9 +222,7 @@ class Consumer:
     def park(self) -> None:
         """Wait for room: until something is confirmed."""
         self.is_parked = True
-        if (
-            self.ledger.frames or not self.outlet.credit.explicit
-        ):  # else an ack makes room, and nothing before
+        if self.ledger.frames or not self.outlet.credit.explicit:  # else an ack makes room
             self._recheck.later()
 
     def on_entries(self, entries: list[Entry]) -> None:

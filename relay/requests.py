@@ -22,6 +22,10 @@ PASSED_THROUGH = (
 )  # fmt: skip
 
 
+# Of a request to an upstream: what the stream is made of.
+FIXED = frozenset(("stream", "stream_options", "n", "continue_final_message", "add_generation_prompt"))
+
+
 class Simulation(BaseModel):
     """The simulated source's parameters; zero tokens per second means as fast as it is let."""
 
@@ -83,6 +87,10 @@ class StreamRequest(BaseModel):
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
 
+    upstream: dict[str, Any] | None = Field(
+        None, max_length=64, description="more fields for the upstream, as they are; those above come first"
+    )
+
     @model_validator(mode="after")
     def _one_prompt(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
@@ -111,7 +119,16 @@ class StreamRequest(BaseModel):
             _within(text_bytes(value))
         return value
 
-    @field_validator("tools", "tool_choice", "response_format")
+    @field_validator("upstream")
+    @classmethod
+    def _not_ours(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None and (ours := sorted(value.keys() & cls.model_fields.keys())):
+            raise ValueError(f"{ours[0]} is a field of its own")
+        if value is not None and (fixed := sorted(value.keys() & FIXED)):
+            raise ValueError(f"{fixed[0]} is not the caller's to set")
+        return value
+
+    @field_validator("tools", "tool_choice", "response_format", "upstream")
     @classmethod
     def _not_too_deep(cls, value: Any) -> Any:
         text_bytes(value)
@@ -143,11 +160,12 @@ class StreamRequest(BaseModel):
 
     def sampling(self) -> dict[str, Any]:
         """The OpenAI parameters that the caller gave, to pass through."""
-        return {
+        given = {
             name: value
             for name in PASSED_THROUGH
             if name in self.model_fields_set and (value := getattr(self, name)) is not None
         }
+        return {**(self.upstream or {}), **given}
 
 
 def text_bytes(value: object) -> int:

@@ -174,7 +174,7 @@ class GenerationJob:
     def _checked(self, claimed: scripts.Claimed, request: StreamRequest | None) -> StreamRequest:
         """The request of a job that can be done. Raises SourceFailed for one that nobody should try."""
         # A delivery alone ended nobody: the lease was held, or Redis could not take the claim.
-        if min(self._job.deliveries, claimed.epoch) > MAX_DELIVERIES:
+        if min(self._job.deliveries, claimed.number) > MAX_DELIVERIES:
             raise SourceFailed("poison", "this request ended several workers", retryable=False)
         if request is None:
             raise SourceFailed("malformed_job", "the stored request cannot be read", retryable=False)
@@ -224,6 +224,8 @@ class GenerationJob:
             "message": failure.message[:500],
             "retryable": failure.failure_retryable,
         }
+        if failure.retry_after_s is not None:
+            data["retry_after_s"] = failure.retry_after_s
         await self._close(pump, Status.FAILED, event(Channel.ERROR, data), "error", {"error": data})
 
     async def _tell_lost(self, lost: StreamLost) -> None:

@@ -1,0 +1,117 @@
+"""A response served in the OpenAI form: as a stream of chunks, or whole.
+
+Both are consumers like any other, with credit and a position, so that a slow client slows its generation and
+one that has gone ends it after `abandon_after_s`.
+"""
+
+import asyncio
+from typing import Any
+
+from starlette.responses import JSONResponse, Response
+
+from api.ending import Ending
+from api.form import Form
+from api.node import Node
+from api.openai import errors
+from api.openai.chat import ChatAnswer
+from api.response import EventStream, follow
+from api.sink import Held, Nowhere, Sink
+from relay.errors import Draining, StreamLost
+from relay.events import Channel, Record
+from relay.journal import Journal
+
+# Whether it is a stream or an error is known with the first record that says something. A client waits so
+# long for its headers; after that an error comes in the stream.
+HEADERS_WITHIN_S = 30.0
+
+
+class _Listening:
+    """A form that tells what the first record was that says something."""
+
+    def __init__(self, form: Form) -> None:
+        self._form = form
+        self.private = form.private
+        self.first: asyncio.Future[Record] = asyncio.get_running_loop().create_future()
+
+    def frame(self, record: Record, end: int, epoch: int) -> bytes:
+        """As the form has it."""
+        if not self.first.done() and record.channel not in (Channel.START, Channel.NOTICE):
+            self.first.set_result(record)
+        return self._form.frame(record, end, epoch)
+
+
+class _Unseen:
+    """The form of what is read to its end before it is answered: it only counts."""
+
+    @staticmethod
+    def frame(record: Record, end: int, epoch: int) -> bytes:  # noqa: ARG004 the form's shape
+        """One byte, so that there is something to acknowledge."""
+        return b"."
+
+    @staticmethod
+    def private(name: str, data: dict[str, Any]) -> bytes:  # noqa: ARG004 the form's shape
+        """Whatever happens on the way, the answer is made of what stands at the end."""
+        return b""
+
+
+class _Released(EventStream):
+    """An event stream that was begun already, and held back."""
+
+    def opened(self) -> None:
+        """The head is out."""
+        sink = self.consumer.outlet.socket
+        if isinstance(sink, Held):
+            sink.release()
+
+
+async def stream(
+    node: Node, journal: Journal, sink: Sink, form: Form, headers: list[tuple[bytes, bytes]]
+) -> Response:
+    """A response as a stream; as an error where it fails before it says anything."""
+    listening = _Listening(form)
+    consumer, attached = await node.attach(
+        journal, Held(sink), name=None, position=None, window=None, form=listening
+    )
+    try:
+        consumer.begin(attached)
+        await asyncio.wait(
+            (listening.first, consumer.ended),
+            timeout=HEADERS_WITHIN_S,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        if listening.first.done() and listening.first.result().channel is Channel.ERROR:
+            error = await _error(journal)
+            if error is not None:
+                node.detach(consumer)
+                return errors.failed(error)
+    except BaseException:
+        node.detach(consumer)
+        raise
+    return _Released(node, consumer, attached, headers)
+
+
+async def whole(node: Node, journal: Journal, sink: Sink, answer: ChatAnswer) -> Response:
+    """A response as one JSON object, once it has ended. Raises Draining, StreamLost."""
+    consumer, attached = await node.attach(
+        journal, Nowhere(sink), name=None, position=None, window=None, form=_Unseen()
+    )
+    ending = await follow(node, consumer, attached)
+    if ending is Ending.DRAINED:
+        raise Draining(f"the node goes away; the answer will be at /v1/streams/{journal.id}/text")
+    if ending is not Ending.TERMINAL:  # for nobody, if the client has gone
+        raise StreamLost("the response is gone from Redis")
+    head = (await journal.snapshot()).head
+    async for placed in journal.read(0, head):
+        for item in placed:
+            answer.add(item.record)
+    if answer.error is not None:
+        return errors.failed(answer.error)
+    return JSONResponse(answer.body(), headers={"Relay-Stream": journal.id})
+
+
+async def _error(journal: Journal) -> dict[str, Any] | None:
+    answer = ChatAnswer(journal.id, "", 0)
+    async for placed in journal.read(0, (await journal.snapshot()).head):
+        for item in placed:
+            answer.add(item.record)
+    return answer.error
