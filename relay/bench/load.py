@@ -40,6 +40,7 @@ class Plan:
     grace_s: float = 15.0  # after the last token was due; what has not come by then counts as lost
     key: str | None = None
     model: str = "simulated"
+    viewers: int = 1  # of each response, on all nodes in turn; each has its own connection
 
     @property
     def limit_s(self) -> float:
@@ -86,6 +87,7 @@ class Load:
         self._epoll = select.epoll()
         self._open: dict[int, tuple[socket.socket, Reader]] = {}
         self._asked = 0
+        self._watched = 0
 
     def run(self) -> dict[str, Any]:
         """Carry it out; returns the result. Ends at the plan's limit at the latest."""
@@ -113,11 +115,23 @@ class Load:
         """Connect and ask for the next response. A refused connection is counted, not raised."""
         target = self._targets[self._asked % len(self._targets)]
         self._asked += 1
-        reader = Reader(self._script, self.tally, target.events, time.time())
+        created = target.events if self.plan.viewers == 1 else lambda ident: self._created(target, ident)
+        self._open_with(target, target.create, Reader(self._script, self.tally, created, time.time()))
+
+    def _created(self, target: Target, ident: str) -> bytes:
+        """A response is there: its other viewers come, then its first."""
+        for _ in range(self.plan.viewers - 1):
+            self._watched += 1
+            other = self._targets[self._watched % len(self._targets)]
+            reader = Reader(self._script, self.tally, other.events, time.time(), is_created=True)
+            self._open_with(other, other.events(ident), reader)
+        return target.events(ident)
+
+    def _open_with(self, target: Target, request: bytes, reader: Reader) -> None:
         try:
             sock = socket.create_connection(target.address, timeout=_CONNECT_TIMEOUT_S)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.sendall(target.create)
+            sock.sendall(request)
         except OSError as error:
             self.tally.outcomes["unreachable"] += 1
             self.tally.problem(str(error))
@@ -157,7 +171,7 @@ class Load:
 
     def _result(self, wall_s: float, cpu_s: float) -> dict[str, Any]:
         tally, plan = self.tally, self.plan
-        expected = plan.responses * plan.tokens
+        expected = plan.responses * plan.viewers * plan.tokens
         return {
             "responses": plan.responses,
             "outcomes": dict(tally.outcomes),

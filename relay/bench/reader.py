@@ -69,6 +69,8 @@ class Tally:
 class Reader:
     """One response: POST, then GET of its events on the same connection, to the terminal event.
 
+    With `is_created` the response is there already: GET is the first request.
+
     `receive(data, now)` takes what the socket gave and the Unix time in seconds at which it did, and
     returns what to send next; `outcome` is None until the response has come to its end.
     """
@@ -78,7 +80,15 @@ class Reader:
         "_token", "outcome", "receive",
     )  # fmt: skip
 
-    def __init__(self, script: Script, tally: Tally, get: Callable[[str], bytes], asked_at: float) -> None:
+    def __init__(
+        self,
+        script: Script,
+        tally: Tally,
+        get: Callable[[str], bytes],
+        asked_at: float,
+        *,
+        is_created: bool = False,
+    ) -> None:
         self._script = script
         self._tally = tally
         self._get = get  # the request for the events of a response, by its id
@@ -89,7 +99,7 @@ class Reader:
         self._asked_at = asked_at
         self._created_at = self._started_at = 0.0
         self.outcome: str | None = None
-        self.receive: Callable[[bytes, float], bytes] = self._created
+        self.receive: Callable[[bytes, float], bytes] = self._opened if is_created else self._created
 
     def _created(self, data: bytes, now: float) -> bytes:
         """Waiting for the answer to the POST."""
@@ -161,7 +171,8 @@ class Reader:
         """The first token is here."""
         tally = self._tally
         tally.first_token.record(int((now - self._asked_at) * 1e6))
-        tally.queued.record(int((self._started_at - self._created_at) * 1e6))
+        if self._created_at:
+            tally.queued.record(int((self._started_at - self._created_at) * 1e6))
         tally.streaming += 1
         tally.peak_streaming = max(tally.peak_streaming, tally.streaming)
 

@@ -33,12 +33,15 @@ def latency(result: dict[str, Any]) -> Table:
     """The figures of one run."""
     plan, digests, cpu = result["plan"], result["digests"], result["cpu"]
     table = Table(
-        title=f"{result['responses']} responses of {plan['tokens']} tokens at {plan['rate']:g}/s",
+        title=f"{result['responses']} responses of {plan['tokens']} tokens at {plan['rate']:g}/s"
+        + (f", {plan['viewers']} viewers each" if plan["viewers"] > 1 else ""),
         show_header=False,
     )
     table.add_row("delivered", f"{result['delivered']:.2%}  {result['tokens']:,} tokens")
     table.add_row("frames", f"{result['frames']:,}  {result['tokens_per_frame']:g} tokens per frame")
-    table.add_row("digests", f"{digests['ok']} of {result['responses']} right, {digests['bad']} wrong")
+    table.add_row(
+        "digests", f"{digests['ok']} of {result['responses'] * plan['viewers']} right, {digests['bad']} wrong"
+    )
     table.add_row("latency, ms", _times(result["latency_ms"]))
     table.add_row("created in, ms", _times(result["created_ms"]))
     table.add_row("queued for, ms", _times(result["queued_ms"]))

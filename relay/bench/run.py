@@ -33,7 +33,7 @@ def measure(shape: Shape, plan: Plan, progress: Progress) -> dict[str, Any]:
     to just after the last response, of each process that we started. Raises ServerUnfit when one of them
     did not start or did not live to the end.
     """
-    with running(shape, responses=plan.responses) as system:
+    with running(shape, responses=plan.responses, viewers=plan.viewers) as system:
         drive(replace(_WARM_UP, urls=system.urls, key=shape.key), lambda _: None)
         before, others = _usages(system), _Others()
         result = drive(replace(plan, urls=system.urls, key=shape.key), progress)

@@ -70,8 +70,8 @@ class System:
 
 
 @contextmanager
-def running(shape: Shape, *, responses: int) -> Iterator[System]:
-    """A system with room for `responses` at once; or, when the shape has URLs, the one behind them.
+def running(shape: Shape, *, responses: int, viewers: int = 1) -> Iterator[System]:
+    """A system with room for `responses` with so many viewers each; or, given URLs, the one behind them.
 
     Raises ServerUnfit when a process does not become ready, with its last log lines.
     """
@@ -83,7 +83,7 @@ def running(shape: Shape, *, responses: int) -> Iterator[System]:
         redis = stack.enter_context(EmbeddedServer())
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="relay-bench-")))
         logs = shape.logs or directory
-        environment, settings = _environment(redis.url, responses, dict(shape.settings))
+        environment, settings = _environment(redis.url, responses, viewers, dict(shape.settings))
         system = System([], asyncio.run(_version(redis.url)), [("redis", redis.pid)], settings)
         started: list[_Process] = []
         stack.callback(_stop, started)
@@ -106,10 +106,12 @@ def running_obvious(upstream_url: str, *, logs: Path | None = None) -> Iterator[
         environment = _plain() | {"REDIS_URL": redis.url, "UPSTREAM_URL": upstream_url}
         started: list[_Process] = []
         stack.callback(_stop, started)
-        log = (logs or directory) / "obvious.log"
-        started.append(_start("api", ["relay.bench.obvious"], log, environment, directory))
         system = System([], asyncio.run(_version(redis.url)), [("redis", redis.pid)])
-        _join(system, started[0])
+        for role in ("worker", "api"):
+            log = (logs or directory) / f"obvious-{role}.log"
+            started.append(_start(role, ["relay.bench.obvious", role], log, environment, directory))
+        for process in started:
+            _join(system, process)
         yield system
 
 
@@ -119,7 +121,7 @@ def _join(system: System, process: "_Process") -> None:
     system.pids.append((process.role, process.popen.pid))
     if process.role == "api":
         system.urls.append(where[0])
-    else:
+    elif where:
         system.metrics_urls.append(where[-1])
 
 
@@ -139,7 +141,7 @@ def _commands(shape: Shape, responses: int) -> Iterator[tuple[str, ...]]:
 
 
 def _environment(
-    redis_url: str, responses: int, given: dict[str, str]
+    redis_url: str, responses: int, viewers: int, given: dict[str, str]
 ) -> tuple[dict[str, str], dict[str, str]]:
     """The environment of the processes, and what of it to tell in the result."""
     tuned = {
@@ -147,7 +149,10 @@ def _environment(
         for name, value in os.environ.items()
         if name.startswith("RELAY_") and name not in _NOT_PASSED_ON
     }
-    room = {"RELAY_MAX_ACTIVE": str(2 * responses + 64), "RELAY_MAX_CONSUMERS": str(2 * responses + 64)}
+    room = {
+        "RELAY_MAX_ACTIVE": str(2 * responses + 64),
+        "RELAY_MAX_CONSUMERS": str(2 * responses * viewers + 64),
+    }
     settings = room | tuned | given
     return _plain() | settings | {"RELAY_REDIS_URL": redis_url}, settings
 

@@ -7,6 +7,7 @@ that was wrong or did not come, or a target that was missed.
 
 import asyncio
 import signal
+from dataclasses import replace
 from types import FrameType
 from typing import Annotated, Any
 
@@ -22,6 +23,7 @@ from relay.cli.bench_backpressure import backpressure
 from relay.cli.bench_options import Json, Options, finish, with_options
 from relay.cli.bench_readers import readers
 from relay.embedded import EmbeddedServer
+from relay.journal import MAX_GROUPS
 
 app = typer.Typer(
     help="Measure this system on this machine.",
@@ -51,6 +53,9 @@ def _leave(_number: int, _frame: FrameType | None) -> None:
 def latency(
     *,
     responses: Annotated[int, typer.Option("-n", "--responses", min=1, max=_RESPONSES_MAX)] = 100,
+    viewers: Annotated[
+        int, typer.Option(min=1, max=MAX_GROUPS, help="Readers of each response; a token counts for each.")
+    ] = 1,
     options: Options,
     json: Json = None,
 ) -> None:
@@ -58,7 +63,7 @@ def latency(
     console, here = Console(stderr=True), machine.describe()
 
     def once() -> dict[str, Any]:
-        return _measure(console, options.shape, options.plan(responses))
+        return _measure(console, options.shape, replace(options.plan(responses), viewers=viewers))
 
     result = run.repeat(options.repeat, once)
     console.print(report.latency(result))
@@ -115,7 +120,8 @@ def wire(
 
 
 def _measure(console: Console, shape: Shape, plan: Plan) -> dict[str, Any]:
-    with report.progress(console, f"{plan.responses} responses", plan.responses * plan.tokens) as update:
+    total = plan.responses * plan.viewers * plan.tokens
+    with report.progress(console, f"{plan.responses} responses", total) as update:
         result = run.measure(shape, plan, update)
     warning = run.disturbance(result)
     if warning is not None:

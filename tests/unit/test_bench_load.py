@@ -26,6 +26,7 @@ class Behaviour:
     corrupt: bool = False  # one character of the text is another
     cut_after: int | None = None  # tokens after which the connection is closed
     comment: bool = False  # a keep-alive comment and a notice before each delta
+    asked: dict[str, Any] | None = None  # the simulation of the last POST; a GET plays it from its own start
 
 
 class FakeNode(asyncio.Protocol):
@@ -47,9 +48,7 @@ class FakeNode(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if data.startswith(b"POST"):
             body = orjson.loads(data.partition(b"\r\n\r\n")[2])
-            simulated = body["simulation"]
-            self.seed, self.tokens = simulated["seed"], simulated["tokens"]
-            self.rate = simulated["tokens_per_second"]
+            self.behaviour.asked = body["simulation"]
             status, answer = ("429 No", {}) if self.behaviour.refuse else ("201 Created", {"id": "r1"})
             payload = orjson.dumps(answer)
             self.write(
@@ -57,6 +56,10 @@ class FakeNode(asyncio.Protocol):
             )
         else:
             assert data.startswith(b"GET /v1/streams/r1/events HTTP/1.1\r\n")
+            simulated = self.behaviour.asked
+            assert simulated is not None
+            self.seed, self.tokens = simulated["seed"], simulated["tokens"]
+            self.rate = simulated["tokens_per_second"]
             self.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
             self.chunk(b": ok\n\n")
             self.started, self.sent, self.digest = time.time(), 0, hashlib.sha256()
@@ -126,6 +129,15 @@ async def test_every_token_is_delivered_timed_and_checked():
     assert result["problems"] == []
     assert result["peak_streaming"] == 5
     assert result["created_ms"]["max"] < result["first_token_ms"]["max"]
+
+
+async def test_every_viewer_of_a_response_counts():
+    """With three viewers a response is asked for once, read three times, and every token counts thrice."""
+    result = await run(Behaviour(), viewers=3)
+    assert result["outcomes"] == {"stop": 15}
+    assert result["tokens"] == result["tokens_expected"] == 450
+    assert result["digests"] == {"checked": 15, "ok": 15, "bad": 0}
+    assert result["peak_streaming"] == 15
 
 
 async def test_latency_is_counted_from_the_schedule_of_the_source():

@@ -15,7 +15,7 @@ def result(p99: float = 50.0, **changes: Any) -> dict[str, Any]:
     times = {"p50": 1.0, "p90": 5.0, "p99": p99, "p999": p99 + 5, "min": 0.1, "max": p99 + 9}
     return {
         "responses": 10,
-        "plan": {"tokens": 50, "rate": 50.0},
+        "plan": {"viewers": 1, "tokens": 50, "rate": 50.0},
         "outcomes": {"stop": 10},
         "tokens": 500,
         "delivered": 1.0,
