@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _LONGEST_WAIT_S = 30.0  # of one pause between two attempts, whatever Retry-After says
 _NO_CONTENT = 204
+# What is owed is confirmed so often, whatever the window: a reader is slow by the age of what it lacks.
+_CONFIRM_EVERY_S = 0.4
 
 
 class Stream:
@@ -40,6 +42,8 @@ class Stream:
         self._params = params
         self._ledger = Ledger(after)
         self._acked = after.offset
+        self._confirm_at = 0.0  # loop time of the next confirmation, if anything is owed
+        self._is_confirming = False
         self._answer: httpx.Response | None = None
         self._chunks: AsyncIterator[bytes] | None = None
         self._parser = Parser()
@@ -75,6 +79,8 @@ class Stream:
         """The next event; the socket is read only for want of one. May be cancelled: nothing is lost."""
         while True:
             if self._events:
+                if self._owes and asyncio.get_running_loop().time() >= self._confirm_at:
+                    await self._confirm_early()
                 if (event := self._take(self._events.popleft())) is not None:
                     return event
                 continue
@@ -127,10 +133,26 @@ class Stream:
         chunks = self._chunks or await self._connect()
         if self._ended:
             return
-        async for chunk in chunks:
-            self._events.extend(self._parser.feed(chunk))
-            return
-        raise httpx.RemoteProtocolError("the connection ended before the response did")
+        chunk = await (self._read_and_confirm(chunks) if self._owes else anext(chunks, None))
+        if chunk is None:
+            raise httpx.RemoteProtocolError("the connection ended before the response did")
+        self._events.extend(self._parser.feed(chunk))
+
+    async def _read_and_confirm(self, chunks: AsyncIterator[bytes]) -> bytes | None:
+        """One read of the socket; should it take long, what is owed is confirmed meanwhile."""
+        chunk: bytes | None = None
+        failed: httpx.TransportError | None = None
+        async with asyncio.TaskGroup() as tasks:
+            later = tasks.create_task(self._confirm_later())
+            try:
+                chunk = await anext(chunks, None)
+            except httpx.TransportError as error:  # as itself, and not as a group
+                failed = error
+            if not self._is_confirming:  # a call that is under way is let end: cut, it costs a connection
+                later.cancel()
+        if failed is not None:
+            raise failed
+        return chunk
 
     async def _connect(self) -> AsyncIterator[bytes]:
         if self._wait_s:
@@ -168,16 +190,39 @@ class Stream:
         jitter = random.uniform(0.5, 1.0)
         self._wait_s = max(pause_s * jitter, asked_s)
 
+    @property
+    def _owes(self) -> bool:
+        """Whether the relay waits for an explicit ack of something that the caller has dealt with."""
+        return "window" in self._params and self.consumer is not None and self.position.offset > self._acked
+
     async def _confirm(self) -> None:
-        """Confirm what the caller has dealt with, once it is half the window: less would be chatter."""
-        window, consumer = self._params.get("window"), self.consumer
+        """Confirm what the caller has dealt with, once it is half the window or old: no chatter."""
         offset = self.position.offset
-        if window is None or consumer is None or (offset - self._acked) * 2 < int(window):
+        loop = asyncio.get_running_loop()
+        if not self._owes or self.consumer is None:
             return
+        is_much = (offset - self._acked) * 2 >= int(self._params["window"])
+        if not is_much and loop.time() < self._confirm_at:
+            return
+        self._is_confirming = True
         try:
-            await self._client.ack(self.response_id, consumer, offset, self._params.get("token"))
+            await self._client.ack(self.response_id, self.consumer, offset, self._params.get("token"))
         except RelayError as error:
             if not error.retryable:
                 raise
         else:
             self._acked = offset
+        finally:
+            self._is_confirming = False
+            self._confirm_at = loop.time() + _CONFIRM_EVERY_S
+
+    async def _confirm_early(self) -> None:
+        """Confirm beside the reading; a refusal is the caller's with its next read."""
+        try:
+            await self._confirm()
+        except RelayError as error:
+            self._broken = error
+
+    async def _confirm_later(self) -> None:
+        await asyncio.sleep(self._confirm_at - asyncio.get_running_loop().time())
+        await self._confirm_early()

@@ -25,8 +25,9 @@ from relay.client import (
     Reconnect,
     Rewind,
     Start,
+    Stream,
 )
-from relay.errors import NotFound, Overloaded, WireProtocol
+from relay.errors import Forbidden, NotFound, Overloaded, WireProtocol
 from relay.position import Position
 from tests.support.wait import wait_until_async
 
@@ -457,6 +458,70 @@ async def test_explicit_acks() -> None:
     assert acks == sorted(set(acks))
     assert set(acks) <= {offset for offset, _ in frames}
     assert acks[-1] >= frames[-2][0] - 10
+
+
+@pytest.mark.parametrize("refused", [0, 503])
+async def test_what_is_owed_is_confirmed_soon(refused: int) -> None:
+    """Far below half its window a stream is confirmed within a second of each event, in silence too."""
+    frames = script()
+    acks: list[tuple[float, int]] = []
+    sent: list[tuple[float, int]] = []
+    silent = asyncio.Event()
+    answers: list[int] = []
+
+    async def answer(request: Request, writer: asyncio.StreamWriter) -> None:
+        if request.method == "POST":
+            answers.append(refused if not answers and refused else 204)
+            acks.append((time.monotonic(), json.loads(request.body)["position"]))
+            await status(answers[-1])(request, writer)
+            return
+        writer.write(HEAD)
+        for offset, data in frames[:-1]:
+            writer.write(b"%x\r\n%b\r\n" % (len(data), data))
+            sent.append((time.monotonic(), offset))
+            await asyncio.sleep(0.1)
+        await silent.wait()
+        writer.write(body([frames[-1][1]]))
+
+    async with (
+        relay(answer) as fake,
+        client(fake) as relay_client,
+        relay_client.stream("r1", window=100_000) as stream,
+        asyncio.TaskGroup() as tasks,
+    ):
+        read = tasks.create_task(_all(stream))
+        await wait_until_async(lambda: bool(acks) and acks[-1][1] == frames[-2][0], "all is confirmed")
+        silent.set()
+        assert text(await read) == "".join(TOKENS)
+        assert stream.connections == 1
+    for at, offset in sent:
+        confirmed = [ack_at - at for ack_at, acked in acks if acked >= offset]
+        assert min(confirmed) < (2.0 if refused else 1.0), (offset, sent, acks)
+    assert len(acks) < len(sent)  # several at once
+
+
+async def _all(stream: Stream) -> list[Event]:
+    return [event async for event in stream]
+
+
+async def test_an_ack_that_is_refused_ends_a_silent_stream() -> None:
+    """A refusal that no retry can change is raised, also while no event comes."""
+    frames = script()
+
+    async def answer(request: Request, writer: asyncio.StreamWriter) -> None:
+        if request.method == "POST":
+            await status(403, {"error": {"message": "not yours", "param": None}})(request, writer)
+            return
+        writer.write(HEAD + body([frames[0][1]])[:-5])
+        await asyncio.sleep(1.5)  # silence, longer than an ack waits
+
+    async with (
+        relay(answer) as fake,
+        client(fake) as relay_client,
+        relay_client.stream("r1", window=100_000) as stream,
+    ):
+        with pytest.raises(Forbidden, match="not yours"):
+            await _all(stream)
 
 
 async def test_given_up_read_loses_nothing() -> None:

@@ -1,0 +1,26 @@
+"""The Python client with explicit acks, at a real node: a reader that keeps up counts as one that does."""
+
+from relay.client import Client, Delta, Notice
+from relay.embedded import EmbeddedServer
+from tests.support.system import Api, Worker
+
+
+async def test_a_slow_stream_is_a_live_reader() -> None:
+    """At a few tokens a second and with a large window it is never slow or stalled, and hears of nothing."""
+    with EmbeddedServer() as redis, Api(redis.url) as api, Worker(redis.url):
+        made = api.create(tokens=48, rate=8)
+        states: list[str] = []
+        notices: list[str] = []
+        async with (
+            Client(f"http://127.0.0.1:{api.port}") as client,
+            client.stream(made["id"], consumer="me", window=32_768) as stream,
+        ):
+            async for event in stream:
+                if isinstance(event, Notice):
+                    notices.append(event.kind)
+                if isinstance(event, Delta):
+                    (me,) = (await client.status(made["id"]))["consumers"]
+                    states.append(me["state"])
+        assert len(states) > 20
+        assert set(states) == {"live"}
+        assert notices == []
