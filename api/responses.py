@@ -145,6 +145,7 @@ class Responses:
             "ended_at": float(meta["ended_at"]) if "ended_at" in meta else None,
             "position": snapshot.head,
             "epoch": snapshot.epoch,
+            "claims": len(snapshot.starts),
             "text_bytes": int(meta["text_bytes"]) if "text_bytes" in meta else None,
             "level": int(meta["level"]),
             "finish_reason": meta.get("finish_reason"),

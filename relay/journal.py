@@ -73,6 +73,12 @@ class Snapshot(NamedTuple):
         """The newest epoch."""
         return int(self.meta["epoch"])
 
+    @property
+    def starts(self) -> list[tuple[int, int]]:
+        """Every epoch, and the offset from which it wrote."""
+        pairs = [pair.partition(":") for pair in self.meta["starts"].split(",") if pair]
+        return [(int(epoch), int(start)) for epoch, _, start in pairs]
+
 
 class Journal:
     """One response, seen through the wire that serves its keys."""

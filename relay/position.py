@@ -36,10 +36,13 @@ class Position(NamedTuple):
 START = Position(0, 0)
 
 
-def valid_offset(position: Position, epoch_starts: Sequence[int]) -> int:
+def valid_offset(position: Position, starts: Sequence[tuple[int, int]]) -> int:
     """The part of `position` that is still true: its offset, or where its epoch was overruled.
 
-    `epoch_starts[i]` is the offset from which epoch i+1 wrote. A position of epoch e past the start
-    of a later epoch lies in text that a failover lost: the reader must go back to that start.
+    `starts` are the epochs and the offsets from which they wrote, in order. A position past the start of a
+    later epoch lies in text that a failover lost: the reader must go back to that start. An epoch that is
+    not among them was lost itself, with its start: nothing is certain but the beginning.
     """
-    return min([position.offset, *epoch_starts[position.epoch :]])
+    if all(epoch != position.epoch for epoch, _ in starts):
+        return 0
+    return min([position.offset, *(start for epoch, start in starts if epoch > position.epoch)])

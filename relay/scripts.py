@@ -6,6 +6,7 @@ why it is atomic, and what a retry does.
 """
 
 import hashlib
+import random
 from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any, NamedTuple
@@ -79,6 +80,9 @@ async def open_response(
     return None if created_at is None else float(created_at)
 
 
+EPOCH_NONCES = 1_000_000  # of each claim; see lua/claim_response.lua
+
+
 class Claimed(NamedTuple):
     """A lease: the new epoch, the head it starts from, and what is to be generated."""
 
@@ -88,6 +92,11 @@ class Claimed(NamedTuple):
     created_at: float
     cancelled: bool
     notices: bytes = b"[]"  # JSON: what admission took from the request
+
+    @property
+    def number(self) -> int:
+        """How often this response has been claimed, this time included."""
+        return self.epoch // EPOCH_NONCES
 
 
 class NotClaimed(NamedTuple):
@@ -99,9 +108,10 @@ class NotClaimed(NamedTuple):
 async def claim_response(
     wire: Line, keys: Keys, *, owner: str, lease_ms: int, retention_s: int
 ) -> Claimed | NotClaimed:
-    """Take the lease and raise the epoch. Not idempotent: each success is a new epoch."""
+    """Take the lease and raise the epoch. Not idempotent: each success is a new epoch, unique for ever."""
+    nonce = random.randrange(EPOCH_NONCES)
     reply = await CLAIM.run(
-        wire, (keys.meta, keys.journal, keys.lease, keys.log), (owner, lease_ms, retention_s)
+        wire, (keys.meta, keys.journal, keys.lease, keys.log), (owner, lease_ms, retention_s, nonce)
     )
     if reply[0] != b"OK":
         return NotClaimed(reply[0].decode().lower())
@@ -123,10 +133,10 @@ class AppendCommand:
 
     def __init__(self, wire: Line, keys: Keys, *, epoch: int, cap: int, retention_s: int) -> None:
         self._wire = wire
-        # EVALSHA sha 4 KEYS ARGV is 12 words: these eight, the base, the data, and the last two.
-        fixed = pack("EVALSHA", APPEND.sha, 4, keys.meta, keys.journal, keys.log, keys.bell, epoch)
-        self._before = fixed.replace(b"*8\r\n", b"*12\r\n", 1)
-        self._behind = pack(cap, retention_s).removeprefix(b"*2\r\n")
+        # EVALSHA sha 3 KEYS ARGV is 12 words: these seven, the base, the data, and the last three.
+        fixed = pack("EVALSHA", APPEND.sha, 3, keys.meta, keys.journal, keys.log, epoch)
+        self._before = fixed.replace(b"*7\r\n", b"*12\r\n", 1)
+        self._behind = pack(cap, retention_s, keys.bell).removeprefix(b"*3\r\n")
 
     def send(self, base: int, data: bytes) -> Reply:
         """Send it in this turn's write. Raises Unavailable."""
@@ -150,7 +160,7 @@ async def append_records(
 ) -> Appended:
     """Append `data` at `base`. Idempotent. Raises Fenced, Gap or StreamLost, and OutOfMemory."""
     reply = await APPEND.run(
-        wire, (keys.meta, keys.journal, keys.log, keys.bell), (epoch, base, data, cap, retention_s)
+        wire, (keys.meta, keys.journal, keys.log), (epoch, base, data, cap, retention_s, keys.bell)
     )
     return read_append(reply)
 
@@ -172,8 +182,8 @@ async def close_response(
     flat = [part for pair in fields.items() for part in pair]
     reply = await CLOSE.run(
         wire,
-        (keys.meta, keys.journal, keys.log, keys.bell, keys.lease),
-        (epoch, base, data, retention_s, *flat),
+        (keys.meta, keys.journal, keys.log, keys.lease),
+        (epoch, base, data, retention_s, keys.bell, *flat),
     )
     if reply[0] == b"OK":
         return int(reply[1])
@@ -209,7 +219,7 @@ async def release_lease(wire: Line, keys: Keys, *, epoch: int, owner: str) -> bo
 
 async def cancel_response(wire: Line, keys: Keys) -> str | None:
     """Ask for a stop; the status it found, None when there is no such response. Idempotent."""
-    reply = await CANCEL.run(wire, (keys.meta, keys.control), ())
+    reply = await CANCEL.run(wire, (keys.meta,), (keys.control,))
     return reply.decode() if reply is not None else None
 
 
@@ -243,8 +253,8 @@ async def attach_consumer(
     """
     reply = await ATTACH.run(
         wire,
-        (keys.meta, keys.journal, keys.log, keys.bell),
-        (consumer, connection, offset, epoch, limit, retention_s, most),
+        (keys.meta, keys.journal, keys.log),
+        (consumer, connection, offset, epoch, limit, retention_s, most, keys.bell),
     )
     if reply[0] == b"FULL":
         raise Overloaded(f"this response has {most} consumers, the most it may have", retry_after_s=5)

@@ -14,7 +14,8 @@ from api.state import State, state_of
 from relay.errors import InvalidValue, Malformed, NotFound, Unavailable
 from relay.journal import Journal, Snapshot
 from relay.lifecycle import TERMINAL
-from relay.position import Position
+from relay.position import Position, valid_offset
+from relay.scripts import EPOCH_NONCES
 from relay.requests import StreamRequest
 
 router = APIRouter(prefix="/v1/streams", tags=["streams"])
@@ -135,8 +136,8 @@ async def events(  # noqa: PLR0917 FastAPI's parameters are by name
     given = last_event_id or after
     position = Position.parse(given) if given else None
     if position is not None:
-        await _check(journal, snapshot, position, state)
-        if position.offset >= snapshot.head and snapshot.status in TERMINAL:
+        is_true = await _is_true(journal, snapshot, position, state)
+        if is_true and position.offset >= snapshot.head and snapshot.status in TERMINAL:
             state.metrics.resumes["done"] += 1
             return Response(status_code=204)
     reader, attached = await state.node.attach(
@@ -177,11 +178,17 @@ async def _find(request: Request, response_id: str) -> tuple[Journal, Snapshot]:
     return journal, snapshot
 
 
-async def _check(journal: Journal, snapshot: Snapshot, position: Position, state: State) -> None:
-    """Raises Malformed for a position that was never given out by this response."""
-    if position.epoch > snapshot.epoch:
+async def _is_true(journal: Journal, snapshot: Snapshot, position: Position, state: State) -> bool:
+    """Whether a position still holds; one in text that a failover lost does not, and the attach rewinds it.
+
+    Raises Malformed for a position that was never given out by this response.
+    """
+    if position.offset and position.epoch < EPOCH_NONCES:
         raise Malformed(f"not the id of an event of this response: {position}")
+    if valid_offset(position, snapshot.starts) < position.offset:
+        return False
     if position.offset < snapshot.head:
         await journal.check_boundary(position.offset)
     elif position.offset > snapshot.head and not await state.node.catches_up(journal, position.offset):
         raise Malformed(f"beyond the end of this response: {position}")
+    return True

@@ -1,6 +1,7 @@
 -- Append encoded records to a response and ring its bell with the new head.
--- KEYS 1 meta  2 journal  3 log  4 bell (channel)
+-- KEYS 1 meta  2 journal  3 log
 -- ARGV 1 epoch  2 base (the offset where the bytes belong)  3 the bytes  4 cap of the log  5 retention_s
+--      6 bell (a channel, which is no key: as one it would be missing on both sides of a slot that moves)
 -- Returns the new head (an integer): also when the bytes were there already, so a retry is safe. Or
 -- {'FENCED'}, {'GAP', head} (the journal ends before base), {'GONE'}, {'CANCEL', head} (appended, and
 -- somebody wants it to stop).
@@ -24,7 +25,7 @@ if base == head then
     redis.call('EXPIRE', KEYS[2], ARGV[5])
     redis.call('EXPIRE', KEYS[3], ARGV[5])
   end
-  redis.call('SPUBLISH', KEYS[4], head)
+  redis.call('SPUBLISH', ARGV[6], head)
 elseif base > head then
   return {'GAP', head}
 end

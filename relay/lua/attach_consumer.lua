@@ -1,9 +1,10 @@
 #!lua flags=allow-oom
 -- Attach a connection to a consumer's group and give it the first part of what it has not seen.
 -- Also at maxmemory: readers who come drain what is there.
--- KEYS 1 meta  2 journal  3 log  4 bell (channel)
+-- KEYS 1 meta  2 journal  3 log
 -- ARGV 1 consumer (the group)  2 connection (its one member)  3 offset, or -1 for where the consumer was
 --      4 epoch of that offset  5 limit in bytes  6 retention_s  7 most groups on one response
+--      8 bell (channel)
 -- Returns {'OK', offset, head, status, epoch, bytes, rewound (0 or 1)}, {'GONE'} or {'FULL'}.
 -- Atomic, because between history and live nothing may be missed or seen twice.
 --
@@ -47,14 +48,24 @@ if offset < 0 then
     end
   end
 else
+  -- What a later epoch overruled is lost. Of an epoch that is not known here even its start is: a failover
+  -- lost the claim itself, and only the beginning is certain.
   local epoch = tonumber(ARGV[4])
-  local nth = 0
-  for start in string.gmatch(meta[2], '%d+') do
-    nth = nth + 1
-    if nth > epoch and tonumber(start) < offset then
-      offset = tonumber(start)
-      rewound = 1
+  local at = offset
+  local is_known = offset == 0
+  for one, start in string.gmatch(meta[2], '(%d+):(%d+)') do
+    one = tonumber(one)
+    is_known = is_known or one == epoch
+    if one > epoch then
+      at = math.min(at, tonumber(start))
     end
+  end
+  if not is_known then
+    at = 0
+  end
+  if at < offset then
+    offset = at
+    rewound = 1
   end
 end
 local id = string.format('%.0f', offset) .. last
@@ -68,6 +79,6 @@ else
   redis.call('EXPIRE', KEYS[3], ARGV[6])
 end
 redis.call('XGROUP', 'CREATECONSUMER', KEYS[3], ARGV[1], ARGV[2])
-redis.call('SPUBLISH', KEYS[4], 'attached ' .. ARGV[1] .. ' ' .. ARGV[2])
+redis.call('SPUBLISH', ARGV[8], 'attached ' .. ARGV[1] .. ' ' .. ARGV[2])
 local bytes = redis.call('GETRANGE', KEYS[2], offset, offset + tonumber(ARGV[5]) - 1)
 return {'OK', offset, head, meta[1], meta[3], bytes, rewound}

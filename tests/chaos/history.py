@@ -48,6 +48,7 @@ Record = tuple[Any, ...]
 # How a response may end with an error though no code is wrong: it is typed, and somebody was lost.
 LOST_CODES = frozenset(("stream_lost", "not_found"))
 UPSTREAM_CODES = frozenset(("worker_lost", "upstream_cut", "upstream_unreachable", "upstream_timeout"))
+POISONED = 3  # workers lost with one response: nobody tries it again
 ABANDONED_S = 5.0  # alone for less than this is no reason to end a response
 
 
@@ -386,8 +387,10 @@ class History:
                 "cancelled": self._is_cancelled or self._alone_s > ABANDONED_S,
             }.get(reason, False)
         else:
-            right = (reason in LOST_CODES and self._is_lossy) or (
-                reason in UPSTREAM_CODES and not self._continues
+            right = (
+                (reason in LOST_CODES and self._is_lossy)
+                or (reason in UPSTREAM_CODES and not self._continues)
+                or (reason == "poison" and len(self._claims) > POISONED)
             )
         if not right:
             self._wrong("ending", f"it ended {reason} after {len(content)} of {len(self._text)} bytes")

@@ -264,8 +264,8 @@ async def test_an_append_goes_to_the_log_and_the_journal(writer: Writer) -> None
     second = await writer.write(", ", "world")
     server_s = int((await call(journal, "TIME"))[0])
     entries = read_entries(await call(journal, "XRANGE", journal.keys.log, "-", "+"))
-    assert [entry.id for entry in entries] == [b"%d-1" % first, b"%d-1" % second]
-    assert [entry.epoch for entry in entries] == [1, 1]
+    assert [entry.id for entry in entries] == [b"%d-%d" % (end, writer.epoch) for end in (first, second)]
+    assert [entry.epoch for entry in entries] == [writer.epoch] * 2
     assert [entry.end for entry in entries] == [first, second]
     assert b"".join(entry.data for entry in entries) == writer.data
     assert all(abs(entry.time_us / 1e6 - server_s) < 10 for entry in entries)
@@ -305,9 +305,10 @@ async def test_a_retry_with_more_bytes_answers_how_far_the_first_try_came(writer
     assert await text_of(writer.journal) == "once more"
 
 
-@pytest.mark.parametrize("epoch", [0, 1, 3])
-async def test_an_append_under_another_epoch_is_fenced(writer: Writer, epoch: int) -> None:
+@pytest.mark.parametrize("which", ["none", "older", "newer"])
+async def test_an_append_under_another_epoch_is_fenced(writer: Writer, which: str) -> None:
     """At the head, below it and above it: a writer that was replaced writes nothing."""
+    epoch = {"none": 0, "older": writer.epoch, "newer": writer.epoch + 2 * scripts.EPOCH_NONCES}[which]
     assert await writer.release()
     assert isinstance(await writer.claim(), Claimed)
     head = await writer.write("mine")
@@ -395,7 +396,8 @@ async def test_a_packed_append_refuses_like_the_other(writer: Writer) -> None:
     """Gap, fence and loss read the same from a reply that nobody waited for."""
     keys, wire = writer.journal.keys, writer.journal.wire
     mine, stale = (
-        scripts.AppendCommand(wire, keys, epoch=epoch, cap=CAP, retention_s=RETENTION_S) for epoch in (1, 0)
+        scripts.AppendCommand(wire, keys, epoch=epoch, cap=CAP, retention_s=RETENTION_S)
+        for epoch in (writer.epoch, 0)
     )
     data = encode(content("\r\n$3\r\nbytes that look like the protocol"))
     assert scripts.read_append(await mine.send(0, data)) == Appended(len(data), cancelled=False)
@@ -438,10 +440,11 @@ async def test_a_claim_takes_the_lease_and_raises_the_epoch(journal: Journal) ->
     """The worker gets all it needs: the epoch, where to go on, what to generate, since when."""
     claimed = await Writer(journal).claim(lease_ms=5000)
     assert isinstance(claimed, Claimed)
-    assert (claimed.epoch, claimed.head, claimed.request, claimed.cancelled) == (1, 0, b"{}", False)
+    assert (claimed.number, claimed.head, claimed.request, claimed.cancelled) == (1, 0, b"{}", False)
     snapshot = await journal.snapshot()
     assert claimed.created_at == float(snapshot.meta["created_at"])
-    assert (snapshot.status, snapshot.epoch, snapshot.meta["starts"]) == ("running", 1, "0")
+    assert (snapshot.status, snapshot.epoch) == ("running", claimed.epoch)
+    assert snapshot.meta["starts"] == f"{claimed.epoch}:0"
     assert await call(journal, "GET", journal.keys.lease) == b"worker-1"
     assert 0 < await call(journal, "PTTL", journal.keys.lease) <= 5000
 
@@ -453,14 +456,17 @@ async def test_each_claim_is_a_new_epoch_from_the_head(writer: Writer) -> None:
     second = Writer(writer.journal, "worker-2")
     claimed = await second.claim()
     assert isinstance(claimed, Claimed)
-    assert (claimed.epoch, claimed.head, claimed.request) == (2, first, b"{}")
+    assert (claimed.number, claimed.head, claimed.request) == (2, first, b"{}")
     end = await second.write(" two")
     await call(writer.journal, "DEL", writer.journal.keys.lease)  # it expired
     third = Writer(writer.journal, "worker-3")
     claimed = await third.claim()
     assert isinstance(claimed, Claimed)
-    assert (claimed.epoch, claimed.head) == (3, end)
-    assert (await writer.journal.snapshot()).meta["starts"] == f"0,{first},{end}"
+    assert (claimed.number, claimed.head) == (3, end)
+    assert (await writer.journal.snapshot()).meta["starts"] == (
+        f"{writer.epoch}:0,{second.epoch}:{first},{third.epoch}:{end}"
+    )
+    assert writer.epoch < second.epoch < third.epoch
     await third.write(" three")
     assert await text_of(writer.journal) == "one two three"
     await assert_every_key_expires(writer.journal)
@@ -483,7 +489,7 @@ async def test_an_expired_lease_is_anybodys(journal: Journal) -> None:
         return isinstance(await second.claim(), Claimed)
 
     await wait_until_async(claimed, "the lease expires")  # type: ignore[arg-type]
-    assert second.epoch == 2
+    assert second.epoch // scripts.EPOCH_NONCES == 2
 
 
 async def test_of_many_workers_one_gets_the_lease(redis_url: str, journal: Journal) -> None:
@@ -721,7 +727,7 @@ async def test_a_new_consumer_gets_everything_and_then_what_follows(writer: Writ
     journal = writer.journal
     head = await writer.write("history")
     attached = await attach(journal)
-    assert attached == Attached(0, head, "running", 1, writer.data, rewound=False)
+    assert attached == Attached(0, head, "running", writer.epoch, writer.data, rewound=False)
     later = await writer.write(" and live")
     entries = await read(journal)
     assert [entry.end for entry in entries] == [head, later]
@@ -756,7 +762,7 @@ async def test_a_position_gives_what_is_after_it(writer: Writer, limit: int) -> 
     first = await writer.write("one")
     second = await writer.write("two")
     await writer.write("three")
-    attached = await attach(writer.journal, position=Position(first, 1), limit=limit)
+    attached = await attach(writer.journal, position=Position(first, writer.epoch), limit=limit)
     assert (attached.offset, attached.rewound) == (first, False)
     assert attached.data == writer.data[first : first + limit]
     assert [entry.end for entry in await read(writer.journal)] == [second, writer.head]
@@ -766,7 +772,7 @@ async def test_a_position_inside_an_entry_gives_that_entry_again(writer: Writer)
     """An entry may hold several records; the reader drops what it has."""
     inside = len(encode(content("one")))
     await writer.write("one", "two")
-    attached = await attach(writer.journal, position=Position(inside, 1))
+    attached = await attach(writer.journal, position=Position(inside, writer.epoch))
     assert attached.data == writer.data[inside:]
     assert [entry.data for entry in await read(writer.journal)] == [writer.data]
 
@@ -852,7 +858,7 @@ async def test_a_second_connection_takes_the_consumer_over(writer: Writer) -> No
     await attach(journal, "c", "1")
     await read(journal, "c", "1")
     journal.wire.subscribe(journal.keys.bell, heard.append)
-    attached = await attach(journal, "c", "2", Position(writer.head, 1))
+    attached = await attach(journal, "c", "2", Position(writer.head, writer.epoch))
     assert attached.data == b""
     assert heard == [b"attached c 2"]
     members = await call(journal, "XINFO", "CONSUMERS", journal.keys.log, "c")
@@ -878,15 +884,44 @@ async def test_a_position_in_lost_text_is_rewound_to_where_the_next_epoch_began(
     journal = writer.journal
     kept = await writer.write("kept ")
     replica = await dump(journal)
-    stale = Position(await writer.write("lost in a failover"), 1)
+    stale = Position(await writer.write("lost in a failover"), writer.epoch)
     await fail_over(journal, replica)
     await writer.release()
     second = Writer(journal, "worker-2")
     await second.claim()
     await second.write("new")
     attached = await attach(journal, position=stale)
-    assert attached == Attached(kept, second.head, "running", 2, second.data[kept:], rewound=True)
-    assert [entry.data for entry in await read(journal)] == [second.data[kept:]]
+    data = second.data[kept:]
+    assert attached == Attached(kept, second.head, "running", second.epoch, data, rewound=True)
+    assert [entry.data for entry in await read(journal)] == [data]
+
+
+async def test_a_claim_that_a_failover_lost_leaves_nothing_behind(writer: Writer) -> None:
+    """Its writer is fenced although the claim after it has its number; its readers start over, told so."""
+    journal = writer.journal
+    await writer.write("kept ")
+    await writer.release()
+    replica = await dump(journal)
+    lost = Writer(journal, "worker-2")
+    await lost.claim()
+    stale = Position(await lost.write("lost in a failover"), lost.epoch)
+    await fail_over(journal, replica)
+    with pytest.raises(Fenced):
+        await lost.write("before the next claim")
+    third = Writer(journal, "worker-3")
+    claimed = await third.claim()
+    assert isinstance(claimed, Claimed)
+    assert claimed.number == lost.epoch // scripts.EPOCH_NONCES
+    for base in (0, len(replica), lost.head):
+        with pytest.raises(Fenced):
+            await lost.append_at(base, encode(content("after it")))
+    with pytest.raises(Fenced):
+        await lost.close()
+    with pytest.raises(Fenced):
+        await lost.renew()
+    await third.write("new text, and longer than what was lost")
+    attached = await attach(journal, position=stale)
+    assert (attached.offset, attached.rewound, attached.data) == (0, True, third.data)
 
 
 @pytest.mark.parametrize(
@@ -899,19 +934,23 @@ async def test_a_position_in_lost_text_is_rewound_to_where_the_next_epoch_began(
         (Position(12, 2), 8, True),  # epoch 3 began at 8
         (Position(12, 1), 4, True),  # the earliest of all that came after
         (Position(12, 3), 12, False),
+        (Position(4, 4), 0, True),  # there is no such epoch here
     ],
 )
 async def test_a_position_holds_under_its_epoch(
     writer: Writer, position: Position, offset: int, rewound: bool
 ) -> None:
-    """Up to the first byte that a later epoch wrote, and no further."""
+    """Up to the first byte that a later epoch wrote, and no further. `position` has the claim's number."""
+    epochs = [0, writer.epoch]
     for expected_start in (4, 8):
         await writer.write("abc")
         assert writer.head == expected_start
         await writer.release()
         await writer.claim()
+        epochs.append(writer.epoch)
     await writer.write("abc")
-    attached = await attach(writer.journal, position=position)
+    epochs.append(writer.epoch + 1)
+    attached = await attach(writer.journal, position=Position(position.offset, epochs[position.epoch]))
     assert (attached.offset, attached.rewound) == (offset, rewound)
     assert attached.data == writer.data[offset:]
 
@@ -1010,7 +1049,7 @@ async def test_what_a_replaced_connection_took_is_given_to_the_newer_one(
     journal = writer.journal
     first = await writer.write("one")
     await attach(journal, connection="1")
-    await attach(journal, connection="2", position=Position(first, 1))
+    await attach(journal, connection="2", position=Position(first, writer.epoch))
     ends = [await writer.write(word) for word in ("two", "three")]
     if trimmed == "before its read":
         await call(journal, "XTRIM", journal.keys.log, "MAXLEN", 1)

@@ -148,7 +148,7 @@ class JournalMachine(RuleBasedStateMachine):
         self.redis = Replica()
         self.replica: tuple[Replica, dict[str, bytes]] | None = None
         self.epoch = 0
-        self.starts: list[int] = []
+        self.starts: list[tuple[int, int]] = []
         self.data = b""  # what the writer has written, as it believes
         self.ends: list[int] = []  # of its entries
         self.records: list[tuple[int, Record]] = []  # where each ends
@@ -183,11 +183,11 @@ class JournalMachine(RuleBasedStateMachine):
             )
         )
         assert isinstance(claimed, Claimed)
-        self.epoch += 1
-        self.starts.append(self.redis.head)
-        assert (claimed.epoch, claimed.head) == (self.epoch, self.redis.head)
+        assert (claimed.number, claimed.head) == (len(self.starts) + 1, self.redis.head)
+        self.epoch = claimed.epoch
+        self.starts.append((self.epoch, self.redis.head))
         assert claimed.cancelled == self.cancelled
-        self.replica = None  # an epoch that is lost with its claim is used again: not to be told apart
+        self.replica = None  # what a lost claim leaves has its own test
 
     def written(self, base: int, data: bytes) -> None:
         """Redis took these bytes."""

@@ -861,7 +861,7 @@ async def test_a_simulated_text_goes_on_exactly_where_the_lost_worker_stopped(
     assert await text(journal) == whole
     assert (await done(journal))["finish_reason"] == "stop"
     found = await snapshot(journal)
-    assert (found.epoch, found.meta["starts"]) == (2, f"0,{len(delivered)}")
+    assert found.meta["starts"] == f"{lost.epoch}:0,{found.epoch}:{len(delivered)}"
     assert len(await events(journal, Channel.START)) == 1
 
 
@@ -1270,7 +1270,7 @@ async def test_a_drained_worker_hands_its_responses_over(plants: Open) -> None:
     await run(await second.job())
     assert await text(journal) == simulation.text(5, 0, 400)
     await done(journal)
-    assert (await snapshot(journal)).epoch == 2
+    assert (await snapshot(journal)).epoch // scripts.EPOCH_NONCES == 2
     assert await second.depth() == 0
 
 

@@ -50,8 +50,8 @@ async def test_claims_and_acknowledged_appends_are_noted(embedded_url: str, tmp_
         trace.close()
 
     first, *appends = [line.split() for line in path.read_text().splitlines()]
-    assert first == ["claim", journal.id, "1", "0"]
-    assert [line[:3] for line in appends] == [["append", journal.id, "1"]] * 3
+    assert first == ["claim", journal.id, str(claimed.epoch), "0"]
+    assert [line[:3] for line in appends] == [["append", journal.id, str(claimed.epoch)]] * 3
     places = [(int(base), int(end)) for *_, base, end, _ in appends]
     assert [end for _, end in places] == heads
     assert [base for base, _ in places] == [0, *heads[:-1]]

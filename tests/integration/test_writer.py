@@ -300,7 +300,9 @@ async def test_an_entry_has_the_id_of_its_end_and_epoch(desk: Desk) -> None:
         writer.feed([content(f"{index} ")])
         await drained(writer)
     entries = await desk.entries()
-    assert [entry.id for entry in entries] == [b"%d-1" % entry.end for entry in entries]
+    assert [entry.id for entry in entries] == [
+        b"%d-%d" % (entry.end, desk.claimed.epoch) for entry in entries
+    ]
     assert 16 <= len(entries) < 400
     assert await desk.text() == "".join(f"{index} " for index in range(400))
 
@@ -563,7 +565,7 @@ async def test_a_newer_epoch_ends_the_writer(desk: Desk, redis: Redis) -> None:
     writer.feed([content("mine")])
     await drained(writer)
     redis.delete(desk.journal.keys.lease)
-    assert (await claim(desk.journal.wire, "w2")).epoch == 2
+    assert (await claim(desk.journal.wire, "w2")).number == 2
     writer.feed([content(" too late")])
     with pytest.raises(Fenced):
         await drained(writer)

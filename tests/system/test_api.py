@@ -255,7 +255,8 @@ def test_the_events_are_the_contract_s(house: House) -> None:
     assert {event.name for event in deltas} == {"delta"}
     assert {event.data["channel"] for event in deltas} == {"content"}
     assert len(deltas) > 10  # it came as it was made
-    assert all(re.fullmatch(r"[1-9][0-9]*-1", event.id or "") for event in reader.events)
+    epoch = house.api.status(reader.path.split("/")[3])["epoch"]
+    assert all(re.fullmatch(f"[1-9][0-9]*-{epoch}", event.id or "") for event in reader.events)
     assert reader.exact() == ""
     assert reader.text == simulation.text(11, 0, 150)
     assert done.name == "done"
@@ -585,7 +586,7 @@ def test_the_whole_text(house: House) -> None:
     assert answer.headers["relay-status"] == "completed"
     assert answer.body.decode() == simulation.text(4, 0, 20_000)
     assert house.api.status(made["id"])["sha256"] == hashlib.sha256(answer.body).hexdigest()
-    assert answer.headers["relay-position"] == f"{house.api.status(made['id'])['position']}-1"
+    assert answer.headers["relay-position"] == "{position}-{epoch}".format(**house.api.status(made["id"]))
 
 
 def test_the_list_is_newest_first(house: House) -> None:
@@ -1004,9 +1005,11 @@ def test_a_position_that_was_never_given(house: House) -> None:
     whole = Reader(house.api.port, made["events_url"]).run()
     ends = {offset(position) for position in whole.ids}
     inside = [at for at in range(1, whole.position) if at not in ends]
+    epoch = whole.last_id.partition("-")[2]
     for at in (inside[0], inside[len(inside) // 2], inside[-1]):
-        error_of(house.api.call("GET", made["events_url"], headers={"Last-Event-ID": f"{at}-1"}), 400)
-    for position in (f"{whole.position + 1}-1", "100000000000000-1", f"{offset(whole.ids[0])}-2"):
+        error_of(house.api.call("GET", made["events_url"], headers={"Last-Event-ID": f"{at}-{epoch}"}), 400)
+    wrong = (f"{whole.position + 1}-{epoch}", f"100000000000000-{epoch}", f"{offset(whole.ids[0])}-2")
+    for position in wrong:
         error = error_of(house.api.call("GET", made["events_url"], headers={"Last-Event-ID": position}), 400)
         assert error["code"] == "malformed_request"
 

@@ -192,7 +192,7 @@ def test_a_worker_killed_in_mid_response_is_replaced(scene: Stage) -> None:
     assert time.monotonic() - killed < TAKE_OVER_S
     assert reader.run().exact() == ""
     assert reader.text == text_of(3, 300)
-    assert api.status(made["id"])["epoch"] == 2
+    assert api.status(made["id"])["claims"] == 2
     assert metric(second.metrics_port, "relay_jobs_reclaimed_total") == 1
 
 
@@ -209,7 +209,7 @@ def test_a_worker_stopped_past_its_lease_is_fenced(scene: Stage) -> None:
     wait_until(lambda: not is_running(first), "the first lets go")
     assert reader.run().exact() == ""
     assert reader.text == text_of(4, 300)
-    assert api.status(made["id"])["epoch"] == 2
+    assert api.status(made["id"])["claims"] == 2
     second.kill()
     assert scene.reader(api, api.create(tokens=20)).run().exact() == ""  # the first is none the worse
 
@@ -226,7 +226,7 @@ def test_a_worker_told_to_end_hands_over(scene: Stage) -> None:
     assert reader.run().exact() == ""
     assert reader.text == text_of(5, 400)
     assert reader.notices == []
-    assert api.status(made["id"])["epoch"] == 2
+    assert api.status(made["id"])["claims"] == 2
     assert metric(second.metrics_port, "relay_jobs_reclaimed_total") == 0
 
 

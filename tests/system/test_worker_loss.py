@@ -98,7 +98,7 @@ def test_a_job_that_kills_three_workers_is_poison(scene: Stage) -> None:
     assert (reader.terminal.name, reader.terminal.data["code"]) == ("error", "poison")
     assert reader.terminal.data["retryable"] is False
     told = api.status(made["id"])
-    assert (told["status"], told["epoch"]) == ("failed", 4)
+    assert (told["status"], told["claims"]) == ("failed", 4)
     assert text_of(9, 2000).startswith(reader.text)
     assert api.call("GET", made["text_url"]).body.decode() == reader.text
     wait_until(lambda: not is_running(last), "the last lets go")
@@ -143,7 +143,7 @@ def test_an_upstream_that_continues_is_asked_for_the_rest(scene: Stage, tmp_path
     # What came after the last renewal, at most a second of it, is estimated.
     assert abs(again["max_tokens"] - (10_000 - words)) <= 0.1 * words
     assert reader.named("start")[1:] == []
-    assert api.status(made["id"])["epoch"] == 2
+    assert api.status(made["id"])["claims"] == 2
 
 
 def test_an_upstream_that_does_not_continue_ends_in_a_typed_error(scene: Stage, tmp_path: Path) -> None:
@@ -251,5 +251,5 @@ def test_of_two_workers_that_both_hold_it_one_writes(scene: Stage) -> None:
     reader.run(30)
     assert reader.exact() == ""
     assert reader.text == text_of(12, 400)
-    assert api.status(made["id"])["epoch"] == 3
+    assert api.status(made["id"])["claims"] == 3
     assert sum(metric(worker.metrics_port, "relay_fenced_writes_total") for worker in workers) == 2

@@ -318,6 +318,17 @@ def test_what_redis_lost_is_told_and_then_right() -> None:
     assert check([*before, private("r", "error", code="stream_lost"), gone]) == []
 
 
+def test_three_lost_workers_explain_poison() -> None:
+    """The fourth worker that claims it may give it up; the third may not."""
+    failed = encode(event(Channel.ERROR, {"code": "poison", "message": "no more", "retryable": False}))
+    starts = [f"{epoch}:0" for epoch in range(1, 5)]
+    final = ("final", {"status": "failed", "starts": ",".join(starts)}, text(PIECES[0] + failed))
+    plan = ("plan", SEED, TOKENS, True, True)
+    claims = [("claim", f"w{epoch}", epoch, 0) for epoch in range(1, 5)]
+    assert check([plan, *claims, final]) == []
+    assert [found.rule for found in check([plan, *claims[:3], final])] == ["ending"]
+
+
 def test_a_worker_that_is_lost_explains_an_error_only_where_the_source_cannot_go_on() -> None:
     """`worker_lost` is a truthful end of an upstream that cannot continue a prefix."""
     journal = b"".join(PIECES[:6]) + FAILED

@@ -900,7 +900,7 @@ class Twins:
         data = encode(content(f"{base} " * self.choose.randint(1, 5)))
         self.fake.append(data)
         await scripts.append_records(
-            self.wire, self.keys, epoch=1, base=base, data=data, cap=1000, retention_s=60
+            self.wire, self.keys, epoch=self.fake.epoch, base=base, data=data, cap=1000, retention_s=60
         )
 
     async def read(self) -> None:
@@ -939,7 +939,7 @@ class Twins:
 
     async def attach(self) -> None:
         """Again, at a position or where it was."""
-        position = Position(self.boundary(), 1) if self.choose.random() < 0.5 else None
+        position = Position(self.boundary(), self.fake.epoch) if self.choose.random() < 0.5 else None
         attached = [
             await journal.attach(self.group, self.member, position, limit=500, retention_s=60)
             for journal in self.journals
@@ -969,8 +969,12 @@ async def test_the_fake_server_is_like_a_real_one(seed: int, embedded_url: str) 
         await scripts.load(wire)
         fields: dict[str, Argument] = {"status": "queued", "level": 0, "request": "{}"}
         await scripts.open_response(wire, keys_of(ID), retention_s=60, fields=fields)
-        await scripts.claim_response(wire, keys_of(ID), owner="w", lease_ms=60_000, retention_s=60)
+        claimed = await scripts.claim_response(
+            wire, keys_of(ID), owner="w", lease_ms=60_000, retention_s=60
+        )
+        assert isinstance(claimed, scripts.Claimed)
         twins = Twins(wire, seed)
+        twins.fake.epoch = claimed.epoch
         await twins.attach()
         often = [twins.append, twins.read, twins.acknowledge]
         seldom = [twins.move, twins.journal, twins.entries, twins.attach, twins.detach, twins.seen]
