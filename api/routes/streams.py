@@ -15,8 +15,8 @@ from relay.errors import InvalidValue, Malformed, NotFound, Unavailable
 from relay.journal import Journal, Snapshot
 from relay.lifecycle import TERMINAL
 from relay.position import Position, valid_offset
-from relay.scripts import EPOCH_NONCES
 from relay.requests import StreamRequest
+from relay.scripts import EPOCH_NONCES
 
 router = APIRouter(prefix="/v1/streams", tags=["streams"])
 
