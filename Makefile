@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -q
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev install-llm demo demo-llm test check format lock bench clean
+.PHONY: help install install-dev install-llm demo demo-llm test chaos soak check format lock bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -40,6 +40,14 @@ demo-llm: install-llm ## the same with SmolLM2-135M on llama.cpp
 
 test: install-dev ## all tests
 	$(BIN)/python -m pytest
+
+TOPOLOGY ?= single
+RESPONSES ?= 200
+chaos: install-dev ## faults without end, and every history judged (MINUTES=3 SEED= TOPOLOGY=single|sentinel|cluster)
+	$(BIN)/python -m tests.chaos.run --minutes $(or $(MINUTES),3) --topology $(TOPOLOGY) --responses $(RESPONSES) $(if $(SEED),--seed $(SEED))
+
+soak: install-dev ## a steady load with slow and vanishing readers, and nothing may grow (MINUTES=60)
+	$(BIN)/python -m tests.chaos.soak --minutes $(or $(MINUTES),60)
 
 check: install-dev ## format, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 import time
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,6 +16,8 @@ from tests.chaos.stage import CONTINUING, PLAIN, Stage
 
 KEPT_RECORDS = 20_000  # of one response, for a replay; older ones go first
 CREATE_WITHIN_S = 90.0
+MOST_TOKENS = 240  # of a response: a minute at the slowest rate
+PROGRESS_EVERY_S, KEPT_PROGRESS = 0.05, 2048  # of the moments that are kept: no closer, and so many
 RETRY_S = (0.1, 0.5)
 RETRY_AFTER_MAX_S = 2.0
 BUSY = frozenset((429, 503))
@@ -64,10 +67,10 @@ class Plan(NamedTuple):
         return {"model": self.model, "prompt": prompt}
 
 
-def plan(rng: random.Random, number: int) -> Plan:
+def plan(rng: random.Random, number: int, most_tokens: int = MOST_TOKENS) -> Plan:
     """The next response of a run: mostly simulated, one fast reader at least but for one in twenty."""
     model = rng.choices(("simulated", CONTINUING, PLAIN), (88, 7, 5))[0]
-    rate, tokens = rng.choice((4.0, 6.0, 10.0)), rng.randint(60, 240)
+    rate, tokens = rng.choice((4.0, 6.0, 10.0)), rng.randint(most_tokens // 4, most_tokens)
     if rng.random() < 0.06 and model == "simulated":
         rate, tokens = 0.0, rng.randint(2000, 6000)
     first = rng.choice(LIVELY) if rng.random() < 0.95 else rng.choice(("drip", "stalled"))
@@ -94,7 +97,7 @@ class Life:
         self.history = History()
         self.records: deque[tuple[float, Record]] = deque(maxlen=KEPT_RECORDS)
         self.began_at = time.monotonic()
-        self.progress_at = 0.0  # when a lively reader last got something
+        self.progress: deque[float] = deque(maxlen=KEPT_PROGRESS)  # when a lively reader got something
         self.lively = 0  # lively readers that have not finished
         self.attached = 0  # readers connected now
         self._alone_since: float | None = None
@@ -109,6 +112,18 @@ class Life:
         self.records.append((round(time.time(), 4), record))
         self.history.take(record)
 
+    def went_on(self) -> None:
+        """A lively reader got something, or has finished."""
+        now = time.monotonic()
+        if not self.progress or now - self.progress[-1] > PROGRESS_EVERY_S:
+            self.progress.append(now)
+
+    def went_on_after(self, at: float) -> float | None:
+        """When that first was after `at`, if it was; a response with nobody lively left needs no more."""
+        if not self.progress or self.progress[-1] <= at:
+            return None if self.lively else at
+        return self.progress[bisect_right(self.progress, at)]
+
     def attach(self, change: int) -> None:
         """One reader more, or less: how long nobody reads is what may end a response."""
         self.attached += change
@@ -122,7 +137,7 @@ class Life:
     @property
     def is_lively(self) -> bool:
         """Whether its progress tells of the system's: begun, somebody fast reads, and not over."""
-        return bool(self.progress_at) and self.lively > 0
+        return bool(self.progress) and self.lively > 0
 
     @property
     def standing(self) -> str:
@@ -131,7 +146,7 @@ class Life:
             f"{who.name} at {who.offset}{' ended' if who.has_ended else ' away' if who.is_away else ''}"
             for who in self.history.readers.values()
         ]
-        ago_s = time.monotonic() - self.progress_at if self.progress_at else -1
+        ago_s = time.monotonic() - self.progress[-1] if self.progress else -1
         return (
             f"the log ends at {self.seen_id}; {self.attached} attached, last progress {ago_s:.0f} s ago; "
             + ", ".join(readers)

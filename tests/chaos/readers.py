@@ -14,7 +14,6 @@ twins     two under one name: the newer takes over from the older
 import asyncio
 import json
 import random
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from functools import partial
@@ -43,7 +42,8 @@ class Reader:
         self.consumer = consumer
         self.acks = kind in {"acker", "named", "twins"}
         self._has_stalled = False
-        self._first_from: str | None = None  # a twin's: whose name it takes over
+        self._acked = 0  # as far as it knows that the relay knows
+        self.twin: str | None = None  # who else reads under its name
 
     @property
     def is_over(self) -> bool:
@@ -62,10 +62,9 @@ class Reader:
             if not self.is_over:
                 await asyncio.sleep(wait_s)
 
-    async def take_over(self, name: str) -> None:
-        """The second twin: comes under the name of the first."""
+    async def take_over(self) -> None:
+        """The second twin: comes later, under the name of the first."""
         await asyncio.sleep(self.rng.uniform(1, 8))
-        self._first_from = name
         await self.run()
 
     # --- one connection
@@ -80,7 +79,7 @@ class Reader:
             status = connection.answer.status
             if status == 200:
                 self.life.note("open", self.name, how, after)
-                self._first_from = None
+                self._acked = self.seen.offset if how == "id" else 0
                 self.life.attach(1)
                 try:
                     return await self._read(connection, events)
@@ -91,8 +90,10 @@ class Reader:
             return self._refused(status, connection)
 
     def _how(self) -> tuple[str, str]:
-        if self._first_from is not None:
-            return "name", self._first_from
+        if self.twin is not None and not self.seen.offset:
+            # The relay knows the name: it goes on where the one of the two is that has confirmed more.
+            both = [self.seen, self.life.history.reader(self.twin)]
+            return "name", max(both, key=lambda who: (who.acked, who.offset)).name
         if self.kind == "named" and self.seen.offset:
             return "name", self.name
         return ("id", self.seen.last_id) if self.seen.offset else ("start", "")
@@ -124,7 +125,7 @@ class Reader:
                     return wait_s
             if self.is_over or connection.answer.ended:
                 return self.rng.uniform(*RETRY_S)
-            if self.acks and self.consumer and self.seen.offset - self.seen.acked >= WINDOW_BYTES // 2:
+            if self.acks and self.seen.offset - self._acked >= WINDOW_BYTES // 2:
                 await self._ack()
             if leave_at is not None and loop.time() > leave_at:
                 return 0.0
@@ -136,7 +137,7 @@ class Reader:
         """Note it; a number ends the connection: wait so long before the next."""
         self.life.note("event", self.name, *event)
         if self.kind in LIVELY:
-            self.life.progress_at = time.monotonic()
+            self.life.went_on()
         if event.name == "reconnect":
             return float(json.loads(event.data)["retry_ms"]) / 1000
         if event.name == "rewind" and self.seen.offset != int(
@@ -155,6 +156,7 @@ class Reader:
                 answer = await call(self.life.stage.port(self.rng), "POST", path, {"position": offset})
                 # 404: the consumer went with what Redis lost; 422: so did the text. The reader hears of both.
                 if answer.status in {204, 404, 422}:
+                    self._acked = offset
                     return
             await asyncio.sleep(self.rng.uniform(*RETRY_S))
 
@@ -175,7 +177,7 @@ async def read_with_client(life: Life, name: str) -> None:
         async with life.stage.client.stream(life.id) as stream, aclosing(_typed(stream)) as events:
             async for kind, position, data in events:
                 life.note("event", name, kind, position, data)
-                life.progress_at = time.monotonic()
+                life.went_on()
         if not seen.has_ended:
             life.note("none", name)
     except RelayError as error:
@@ -208,6 +210,7 @@ async def _lively(life: Life, run: Callable[[], Awaitable[None]]) -> None:
     """A reader by which progress is judged, until it has finished."""
     await run()
     life.lively -= 1
+    life.went_on()
 
 
 def readers_of(life: Life) -> list[Callable[[], Awaitable[None]]]:
@@ -220,7 +223,8 @@ def readers_of(life: Life) -> list[Callable[[], Awaitable[None]]]:
         elif kind == "twins":
             older = Reader(life, kind, name, seed, consumer=name)
             newer = Reader(life, kind, f"{name}-newer", seed + 100, consumer=name)
-            runs += [older.run, partial(newer.take_over, name)]
+            older.twin, newer.twin = newer.name, older.name
+            runs += [older.run, newer.take_over]
         else:
             consumer = name if kind in {"acker", "named"} else None
             runs.append(Reader(life, kind, name, seed, consumer).run)
