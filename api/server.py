@@ -1,8 +1,9 @@
 """uvicorn that drains: readers are told to go elsewhere before anything is closed.
 
 uvicorn waits for open responses without end, or cancels them without awaiting; an SSE response is open
-for as long as its reader likes. So at the first signal the node stops being ready, its readers get
-`event: reconnect` and the end of their response, and only then uvicorn shuts down.
+for as long as its reader likes. So at the first signal the node stops being ready and takes no new work;
+when a load balancer has had the time to see that, its readers get `event: reconnect` and the end of their
+response, and only then uvicorn shuts down.
 """
 
 import asyncio
@@ -29,6 +30,7 @@ class DrainingServer(uvicorn.Server):
         super().__init__(config)
         self._state = state
         self._on_ready = on_ready
+        self._hurry = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and say so."""
@@ -37,16 +39,23 @@ class DrainingServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain the readers within the drain time, then close what is left."""
-        node = self._state.node
+        node, settings = self._state.node, self._state.settings
+        ends_at = asyncio.get_running_loop().time() + settings.drain_s
+        with suppress(TimeoutError):
+            # At most half: also a short drain has its time for readers.
+            async with asyncio.timeout(min(settings.drain_delay_s, settings.drain_s / 2)):
+                await self._hurry.wait()
         log.info("draining", consumers=len(node.consumers))
         node.drain()
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._state.settings.drain_s):
+            async with asyncio.timeout_at(ends_at):
                 await node.drained()
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal drains; /readyz answers 503 from now on. A second SIGINT does not wait."""
+        """The first signal drains; /readyz answers 503 from now on. A second one does not wait to be seen."""
+        if self.should_exit:
+            self._hurry.set()
         self._state.admission.draining = True
         self._state.metrics.drains()
         super().handle_exit(sig, frame)

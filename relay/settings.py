@@ -58,6 +58,12 @@ class Settings(BaseSettings):
     max_consumers: int = Field(10_000, ge=1, le=100_000, description="SSE readers of one node")
     keepalive_s: float = Field(15.0, ge=1, le=300, description="between two SSE comments on a quiet stream")
     drain_s: float = Field(8.0, ge=0.1, le=600, description="from SIGTERM to the end, for API nodes")
+    drain_delay_s: float = Field(
+        1.0,
+        ge=0,
+        le=300,
+        description="of it, /readyz is 503 and readers stay; more than a balancer's interval",
+    )
     worker_drain_s: float = Field(20.0, ge=0, le=3600, description="the same for workers, then hand over")
     worker_memory_bytes: int | None = Field(
         None, ge=32 * MIB, description="resident memory at which a worker claims nothing; default: no bound"

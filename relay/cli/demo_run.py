@@ -58,7 +58,7 @@ def run(*, llm: bool) -> int:
         with log_path.open("wb") as log:
             # None of the user's own settings: keys or a models file would change what is shown.
             env = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
-            env |= {**_BOUNDS, "RELAY_REDIS_URL": server.url}
+            env |= {**_BOUNDS, "RELAY_REDIS_URL": server.url, "RELAY_DRAIN_DELAY_S": "0"}
             plan = Plan(
                 "127.0.0.1", free_port(), drain_s=2.0, worker_drain_s=0.0, env=env, cwd=Path(folder), log=log
             )

@@ -62,6 +62,8 @@ def _plan(loaded: "Settings", host: str, port: int, workers: int, concurrency: i
     env = dict(os.environ)
     if sys.stderr.isatty() and "log_format" not in loaded.model_fields_set:
         env["RELAY_LOG_FORMAT"] = "console"
+    if "drain_delay_s" not in loaded.model_fields_set:
+        env["RELAY_DRAIN_DELAY_S"] = "0"  # there is no balancer that would have to see it
     return Plan(host, port, workers, concurrency, loaded.drain_s, loaded.worker_drain_s, env)
 
 

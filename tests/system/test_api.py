@@ -1183,6 +1183,37 @@ def test_a_draining_node_is_not_ready(house: House) -> None:
     assert seen == sorted(seen)  # 200, then 503 for as long as the connection is open
 
 
+def test_a_balancer_sees_that_a_node_goes(house: House) -> None:
+    """For the drain delay new connections are told 503, creates too, and readers are served as before."""
+    with Api(house.redis.url, drain_delay_s=2) as leaving:
+        made = house.api.create(tokens=2000, rate=100)
+        with Reader(leaving.port, made["events_url"]) as reader:
+            reader.until(lambda reader: reader.text, "some text")
+            started = time.monotonic()
+            leaving.terminate()
+            wait_until(lambda: leaving.call("GET", "/readyz").status == 503, "it is not ready", 1)
+            error = error_of(leaving.call("POST", "/v1/streams", GOOD), 503)
+            assert error["code"] == "draining"
+            reader.drain().past(reader.position)
+            assert not reader.named("reconnect")
+            while time.monotonic() < started + 1.5:
+                assert leaving.call("GET", "/readyz").status == 503
+            reader.run(within_s=8)
+            assert reader.events[-1].name == "reconnect"
+            assert leaving.wait(8) == 0
+            assert 2 <= time.monotonic() - started < 8
+    house.api.call("DELETE", f"/v1/streams/{made['id']}")
+
+
+def test_a_second_signal_does_not_wait_for_a_balancer(quiet: House) -> None:
+    """Whoever presses Ctrl-C twice has seen enough."""
+    with Api(quiet.redis.url, drain_s=60, drain_delay_s=30) as leaving:
+        leaving.terminate()
+        wait_until(lambda: leaving.call("GET", "/readyz").status == 503, "it is not ready", 2)
+        leaving.terminate()
+        assert leaving.wait(8) == 0
+
+
 @pytest.mark.parametrize("part", ["node", "admission"])
 async def test_readiness_while_draining(part: str) -> None:
     """The answer itself, without the race for the last moment of a connection: 503 and when to ask again."""

@@ -969,9 +969,7 @@ async def test_the_fake_server_is_like_a_real_one(seed: int, embedded_url: str) 
         await scripts.load(wire)
         fields: dict[str, Argument] = {"status": "queued", "level": 0, "request": "{}"}
         await scripts.open_response(wire, keys_of(ID), retention_s=60, fields=fields)
-        claimed = await scripts.claim_response(
-            wire, keys_of(ID), owner="w", lease_ms=60_000, retention_s=60
-        )
+        claimed = await scripts.claim_response(wire, keys_of(ID), owner="w", lease_ms=60_000, retention_s=60)
         assert isinstance(claimed, scripts.Claimed)
         twins = Twins(wire, seed)
         twins.fake.epoch = claimed.epoch
