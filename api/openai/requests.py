@@ -52,7 +52,7 @@ def parse(body: dict[str, Any]) -> ChatRequest:
     try:
         request = StreamRequest.model_validate({**fields, **({"upstream": more} if more else {})})
     except ValidationError as error:
-        raise _named(error) from error
+        raise named(error) from error
     return ChatRequest(request, stream, bool(options.get("include_usage")))
 
 
@@ -63,7 +63,7 @@ def _flag(fields: dict[str, Any], name: str) -> bool:
     return value
 
 
-def _named(error: ValidationError) -> InvalidValue | Malformed:
+def named(error: ValidationError) -> InvalidValue | Malformed:
     """The first thing that is wrong, by its name in the body."""
     first = error.errors()[0]
     message = str(first["msg"]).removeprefix("Value error, ")

@@ -5,20 +5,22 @@ one that has gone ends it after `abandon_after_s`.
 """
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
-from starlette.responses import JSONResponse, Response
+import orjson
+from starlette.responses import Response
 
 from api.ending import Ending
 from api.form import Form
 from api.node import Node
 from api.openai import errors
-from api.openai.chat import ChatAnswer
 from api.response import EventStream, follow
 from api.sink import Held, Nowhere, Sink
 from relay.errors import Draining, StreamLost
-from relay.events import Channel, Record
+from relay.events import Channel, Placed, Record
 from relay.journal import Journal
+from relay.position import Position
 
 # Whether it is a stream or an error is known with the first record that says something. A client waits so
 # long for its headers; after that an error comes in the stream.
@@ -65,12 +67,12 @@ class _Released(EventStream):
 
 
 async def stream(
-    node: Node, journal: Journal, sink: Sink, form: Form, headers: list[tuple[bytes, bytes]]
+    node: Node, journal: Journal, sink: Sink, form: Form, position: Position | None = None
 ) -> Response:
     """A response as a stream; as an error where it fails before it says anything."""
     listening = _Listening(form)
     consumer, attached = await node.attach(
-        journal, Held(sink), name=None, position=None, window=None, form=listening
+        journal, Held(sink), name=None, position=position, window=None, form=listening
     )
     try:
         consumer.begin(attached)
@@ -87,11 +89,11 @@ async def stream(
     except BaseException:
         node.detach(consumer)
         raise
-    return _Released(node, consumer, attached, headers)
+    return _Released(node, consumer, attached, [(b"relay-stream", journal.id.encode())])
 
 
-async def whole(node: Node, journal: Journal, sink: Sink, answer: ChatAnswer) -> Response:
-    """A response as one JSON object, once it has ended. Raises Draining, StreamLost."""
+async def ended(node: Node, journal: Journal, sink: Sink) -> None:
+    """Read a response to its end, for a client that waits for the whole. Raises Draining, StreamLost."""
     consumer, attached = await node.attach(
         journal, Nowhere(sink), name=None, position=None, window=None, form=_Unseen()
     )
@@ -100,18 +102,16 @@ async def whole(node: Node, journal: Journal, sink: Sink, answer: ChatAnswer) ->
         raise Draining(f"the node goes away; the answer will be at /v1/streams/{journal.id}/text")
     if ending is not Ending.TERMINAL:  # for nobody, if the client has gone
         raise StreamLost("the response is gone from Redis")
-    head = (await journal.snapshot()).head
-    async for placed in journal.read(0, head):
+
+
+async def records(journal: Journal, stop: int) -> AsyncIterator[Placed]:
+    """The records up to an offset."""
+    async for placed in journal.read(0, stop):
         for item in placed:
-            answer.add(item.record)
-    if answer.error is not None:
-        return errors.failed(answer.error)
-    return JSONResponse(answer.body(), headers={"Relay-Stream": journal.id})
+            yield item
 
 
 async def _error(journal: Journal) -> dict[str, Any] | None:
-    answer = ChatAnswer(journal.id, "", 0)
-    async for placed in journal.read(0, (await journal.snapshot()).head):
-        for item in placed:
-            answer.add(item.record)
-    return answer.error
+    head = (await journal.snapshot()).head
+    found = [record async for _, record in records(journal, head) if record.channel is Channel.ERROR]
+    return orjson.loads(found[0].payload) if found else None
