@@ -1,9 +1,10 @@
-"""The obvious stack, to be measured beside ours: FastAPI, sse-starlette and redis-py, in one process.
+"""The obvious stack, to be measured beside ours: FastAPI, sse-starlette and redis-py.
 
-What a competent engineer writes in an afternoon: a task for each response reads the model's stream with httpx
-and XADDs each token; a reader is an EventSourceResponse around XREAD BLOCK. `python -m relay.bench.obvious`
-runs it, with REDIS_URL and UPSTREAM_URL in the environment. It answers the calls that the benchmarks make of
-a relay, in the same words, so that the same clients measure both.
+What a competent engineer writes in an afternoon. A worker takes requests from a list, and a task for each
+reads the model's stream with httpx and XADDs each token; a reader at the API is an EventSourceResponse
+around XREAD BLOCK. `python -m relay.bench.obvious api` and `... worker` run it, with REDIS_URL and
+UPSTREAM_URL in the environment. It answers the calls that the benchmarks make of a relay, in the same
+words, so that the same clients measure both.
 """
 
 import asyncio
@@ -21,6 +22,7 @@ from typing import Any
 import httpx
 import redis.asyncio as redis
 import uvicorn
+import uvloop
 from fastapi import FastAPI, Request, Response
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
@@ -37,9 +39,6 @@ running: dict[str, asyncio.Task[None]] = {}
 async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
     """Nothing to begin with; the connections end with the process."""
     yield
-    for task in running.values():
-        task.cancel()
-    await upstream.aclose()
     await db.aclose()
 
 
@@ -97,7 +96,7 @@ async def create(request: Request) -> dict[str, str]:
     """Begin a response."""
     body = await request.json()
     stream_id = secrets.token_hex(8)
-    running[stream_id] = asyncio.create_task(generate(stream_id, body))
+    await db.rpush("jobs", json.dumps({"id": stream_id, "request": body}))
     return {"id": stream_id}
 
 
@@ -121,13 +120,24 @@ async def events(stream_id: str) -> EventSourceResponse:
 @app.delete("/v1/streams/{stream_id}", status_code=202)
 async def cancel(stream_id: str) -> Response:
     """End a response."""
-    task = running.get(stream_id)
-    if task is not None:
-        task.cancel()
+    await db.rpush("cancels", stream_id)
     return Response(status_code=202)
 
 
-def main() -> None:
+async def work() -> None:
+    """Begin and end responses, as they are asked for."""
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    while True:
+        found: Any = await db.blpop(["cancels", "jobs"], timeout=2)
+        if found and found[0] == "jobs":
+            job = json.loads(found[1])
+            running[job["id"]] = asyncio.create_task(generate(job["id"], job["request"]))
+        elif found and found[1] in running:
+            running[found[1]].cancel()
+
+
+def serve() -> None:
     """Serve on a free port, and say on which."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
     sys.stdout.write(f"ready http://127.0.0.1:{listener.getsockname()[1]}\n")
@@ -136,4 +146,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:] == ["worker"]:
+        uvloop.run(work())
+    else:
+        serve()

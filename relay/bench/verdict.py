@@ -44,10 +44,11 @@ def checks(found: list[Check]) -> Table:
     return table
 
 
-def side_by_side(results: dict[str, dict[str, Any]]) -> Table:
+def side_by_side(results: dict[str, dict[str, Any]], seconds: float) -> Table:
     """The same faults, in the same run, on both stacks."""
     table = Table(
-        title="The same faults on the obvious stack: FastAPI, sse-starlette, redis-py, unbounded XADD"
+        title=f"Each fault after {seconds:g} s, here and on the obvious stack "
+        "(FastAPI, sse-starlette, redis-py, unbounded XADD)"
     )
     for column in ("fault", "figure", RELAY, OBVIOUS):
         table.add_column(column, justify="right" if column in (RELAY, OBVIOUS) else "left")

@@ -45,7 +45,10 @@ def backpressure(
 
     @contextmanager
     def show(title: str, total: float) -> Iterator[Progress]:
-        console.print(title, style="dim", markup=False)
+        if not console.is_terminal:  # a bar that nobody sees would leave empty lines
+            console.print(title, style="dim", markup=False)
+            yield lambda _: None
+            return
         with report.progress(console, title, int(total)) as update:
             yield update
 
@@ -54,11 +57,12 @@ def backpressure(
 
     run = Run(Plan(_scenarios(only), seconds, capacity, logs), show, say)
     settings = "  ".join(f"{name}={value}" for name, value in SETTINGS)
-    console.print(f"settings, so that flow control and not a response's cap is measured: {settings}")
+    console.print("So that flow control, and not the cap of a response, is what is measured:")
+    console.print(settings, soft_wrap=True)
     run.carry_out()
     console.print(verdict.checks(run.checks))
     if "obvious" in run.plan.scenarios:
-        console.print(verdict.side_by_side(run.results))
+        console.print(verdict.side_by_side(run.results, seconds))
     finish(console, _document(here, run), run.wrong, json)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from relay.bench import flood, noharm, verdict
 from relay.bench.backpressure import IN_FLIGHT_BYTES, OBVIOUS, RELAY, Check, Plan, Run
 from relay.bench.client import Client
-from relay.bench.inflight import Watched
+from relay.bench.inflight import KINDS, Watched
 from relay.bench.queues import held
 from relay.errors import Unavailable
 
@@ -130,3 +130,16 @@ def test_steps_of_the_ladder_are_read_from_the_metrics(monkeypatch: pytest.Monke
 
 def _no_bars(_title: str, _total: float) -> Any:
     raise AssertionError("nothing is measured here")
+
+
+def test_both_stacks_stand_side_by_side() -> None:
+    """Every fault and every figure of it, ours first."""
+    watched = [Watched(kind, in_flight_bytes=1024 * n).as_dict() for n, kind in enumerate(KINDS, 1)]
+    bound = {each["kind"]: each for each in watched}
+    isolated = {"together_ms": 2.0, "alone_ms": 1.0, "ratio": 2.0, "delivered": 1.0}
+    other = {"bound": {kind: {**each, "in_flight_bytes": 0} for kind, each in bound.items()}}
+    results = {RELAY: {"bound": bound, "isolation": isolated}, OBVIOUS: {**other, "isolation": isolated}}
+    rows = list(zip(*(column.cells for column in verdict.side_by_side(results, 5).columns), strict=True))
+    ahead = [row[2:] for row in rows if str(row[1]).startswith("text read ahead")]
+    assert ahead == [("1 KiB", "0 KiB"), ("2 KiB", "0 KiB"), ("3 KiB", "0 KiB"), ("4 KiB", "0 KiB")]
+    assert rows[-2][1:] == ("ratio", "2", "2")
