@@ -52,6 +52,7 @@ class Sentinels:
             for url in seeds.seed_urls
         ]
         self._newest = Named(-1, "", 0)
+        self.wires: set[Wire] = set()  # those that `watch` keeps at the primary
         self.shown = f"the primary of {seeds.service!r}"
 
     async def find(self) -> Address:
@@ -64,12 +65,12 @@ class Sentinels:
         self._newest = max(self._newest, *answers)
         return parse(self._seeds.url(self._newest.host, self._newest.port))
 
-    async def watch(self, *wires: Wire) -> None:
+    async def watch(self) -> None:
         """Have the wires connect anew when the primary is another one. Until cancelled."""
         turn = 0
         while True:
             with suppress(RedisError, OSError, TimeoutError, Unavailable):
-                await self._follow(self._clients[turn % len(self._clients)], wires)
+                await self._follow(self._clients[turn % len(self._clients)])
             turn += 1  # that sentinel is gone: the next one
             await asyncio.sleep(LOOK_EVERY_S)
 
@@ -90,7 +91,7 @@ class Sentinels:
             return None
         return Named(int(state["config-epoch"]), state["ip"], int(state["port"]))
 
-    async def _follow(self, client: "Redis", wires: tuple[Wire, ...]) -> None:
+    async def _follow(self, client: "Redis") -> None:
         async with AsyncExitStack() as stack:
             pubsub = client.pubsub(ignore_subscribe_messages=True)
             stack.push_async_callback(pubsub.aclose)
@@ -98,7 +99,7 @@ class Sentinels:
             while True:
                 await pubsub.get_message(timeout=LOOK_EVERY_S)
                 primary = await self.find()
-                for wire in wires:
+                for wire in tuple(self.wires):
                     at = wire.address
                     if wire.is_connected and at and (at.host, at.port) != (primary.host, primary.port):
                         log.info("primary_changed", before=at.shown, now=primary.shown)

@@ -88,6 +88,25 @@ class Topology:
         return self._find
 
 
+class SentinelTopology(Topology):
+    """One wire, to the primary that the sentinels name."""
+
+    def __init__(self, wire: Wire, sentinels: Sentinels) -> None:
+        super().__init__(wire, sentinels)
+        self._sentinels = sentinels
+        sentinels.wires.add(wire)
+
+    @asynccontextmanager
+    async def open_blocking(self, key: str, options: Options) -> AsyncIterator[Wire]:
+        """As on one server, and watched as the other is."""
+        async with super().open_blocking(key, options) as wire:
+            self._sentinels.wires.add(wire)
+            try:
+                yield wire
+            finally:
+                self._sentinels.wires.discard(wire)
+
+
 class ClusterTopology(Topology):
     """A wire for each primary."""
 
@@ -187,9 +206,9 @@ async def _connected(url: str, options: Options) -> AsyncIterator[Topology]:
             async with open_wire(sentinels, **options) as wire:
                 scripts.keep_loaded(wire)
                 # Ends with the block, as the wire's keeper does.
-                watcher = asyncio.create_task(sentinels.watch(wire), name="sentinel-watcher")
+                watcher = asyncio.create_task(sentinels.watch(), name="sentinel-watcher")
                 try:
-                    yield Topology(wire, sentinels)
+                    yield SentinelTopology(wire, sentinels)
                 finally:
                     await _end(watcher)
         finally:
