@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 import httpx
 
 from relay.client_events import Disconnected, Done, Event, Failed, Ledger, Reconnect, Rewind, typed
-from relay.errors import Draining, RelayError, Unavailable
+from relay.errors import Draining, Expired, NotFound, RelayError, Unavailable
 from relay.position import START, Position
 from relay.sse import Event as SseEvent
 from relay.sse import Parser
@@ -161,6 +161,7 @@ class Stream:
         last_id = None if self.position == START else str(self.position)
         answer = await self._client.connect(self._path, self._params, last_id)
         self.connections += 1
+        self._acked = self.position.offset  # what it goes on from counts as confirmed
         self._answer, self._chunks, self._parser = answer, answer.aiter_raw(), Parser()
         self._ended = answer.status_code == _NO_CONTENT
         # The name must stay ours: a new one with every cut would leave consumers behind that nobody is.
@@ -208,7 +209,8 @@ class Stream:
         try:
             await self._client.ack(self.response_id, self.consumer, offset, self._params.get("token"))
         except RelayError as error:
-            if not error.retryable:
+            # A reader that has just ended is not there to be confirmed; the connection tells what that means.
+            if not error.retryable and not isinstance(error, NotFound | Expired):
                 raise
         else:
             self._acked = offset

@@ -460,7 +460,7 @@ async def test_explicit_acks() -> None:
     assert acks[-1] >= frames[-2][0] - 10
 
 
-@pytest.mark.parametrize("refused", [0, 503])
+@pytest.mark.parametrize("refused", [0, 503, 404, 410])
 async def test_what_is_owed_is_confirmed_soon(refused: int) -> None:
     """Far below half its window a stream is confirmed within a second of each event, in silence too."""
     frames = script()
