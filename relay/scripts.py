@@ -26,10 +26,6 @@ class Script:
         self.text = files("relay").joinpath("lua", f"{name}.lua").read_text()
         self.sha = hashlib.sha1(self.text.encode()).hexdigest()  # noqa: S324 Redis names scripts so
 
-    def send(self, wire: Line, keys: tuple[str, ...], args: tuple[Argument, ...]) -> Reply:
-        """Send the call in this turn's write; fails with Refused NOSCRIPT if the server forgot it."""
-        return wire.send("EVALSHA", self.sha, len(keys), *keys, *args)
-
     async def run(self, wire: Line, keys: tuple[str, ...], args: tuple[Argument, ...]) -> Any:
         """Call it, with its text when the server has forgotten it."""
         try:
@@ -52,7 +48,8 @@ DETACH = Script("detach_consumer")
 NOTE_HEALTH = Script("note_health")
 COUNT = Script("count_entries")
 RESET = Script("reset_consumer")
-ALL = (OPEN, CLAIM, APPEND, CLOSE, RENEW, RELEASE, CANCEL, ATTACH, DETACH, NOTE_HEALTH, COUNT, RESET)
+FORGET = Script("forget_response")
+ALL = (OPEN, CLAIM, APPEND, CLOSE, RENEW, RELEASE, CANCEL, ATTACH, DETACH, NOTE_HEALTH, COUNT, RESET, FORGET)
 
 
 async def load(wire: Wire) -> None:
@@ -217,6 +214,12 @@ async def release_lease(wire: Line, keys: Keys, *, epoch: int, owner: str) -> bo
     return bool(await RELEASE.run(wire, (keys.meta, keys.lease), (epoch, owner)))
 
 
+async def forget_response(wire: Line, keys: Keys, *, epoch: int | None) -> bool:
+    """Delete a broken response; False when a newer epoch than `epoch` has it. Idempotent."""
+    who = "" if epoch is None else epoch
+    return bool(await FORGET.run(wire, (keys.meta, keys.journal, keys.log, keys.lease), (who,)))
+
+
 async def cancel_response(wire: Line, keys: Keys) -> str | None:
     """Ask for a stop; the status it found, None when there is no such response. Idempotent."""
     reply = await CANCEL.run(wire, (keys.meta,), (keys.control,))
@@ -266,9 +269,7 @@ async def attach_consumer(
 
 def post_detach(wire: Line, keys: Keys, *, consumer: str, connection: str, offset: int, keep: bool) -> None:
     """Record a connection's end without waiting; if it is lost, the consumer's idle time tells."""
-    wire.post(
-        "EVALSHA", DETACH.sha, 1, keys.log, consumer, connection, offset, "1" if keep else "0"
-    )  # fmt: skip
+    wire.post("EVALSHA", DETACH.sha, 1, keys.log, consumer, connection, offset, "1" if keep else "0")
 
 
 async def count_entries(wire: Line, keys: Keys, offset: int) -> int:

@@ -1,6 +1,6 @@
 """One job from claim to its end: what is written for every way a generation can go."""
 
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from workers.trace import Trace
 
 log = structlog.get_logger("relay.worker")
 
+BROKEN = ("WRONGTYPE", "ERR")  # a key is no longer what it was, or the log is ahead of the journal
 MAX_DELIVERIES = 3  # a job that took this many workers with it is poison
 
 
@@ -75,13 +76,12 @@ class GenerationJob:
         stays pending, and is found without a lease.
         """
         shop = self._shop
-        claimed = await scripts.claim_response(
-            self.journal.wire,
-            self.journal.keys,
-            owner=shop.worker_id,
-            lease_ms=shop.lease_ms,
-            retention_s=shop.settings.retention_s,
-        )
+        try:
+            claimed = await self._claim()
+        except Refused as broken:
+            await self._end_lost(broken)
+            await shop.jobs.finish(self._job)
+            return
         if isinstance(claimed, scripts.NotClaimed):
             if claimed.why != "held":  # gone or done: nothing is left to do
                 await shop.jobs.finish(self._job)
@@ -106,9 +106,8 @@ class GenerationJob:
         except Fenced:
             shop.metrics.fenced += 1
             log.warning("fenced", response=self.journal.id, epoch=self.epoch)
-        except StreamLost as lost:
-            log.warning("stream_lost", response=self.journal.id, error=lost.message)
-            await self._tell_lost(lost)
+        except (StreamLost, Refused) as lost:
+            await self._end_lost(lost)
             await shop.jobs.finish(self._job)
         else:
             if pump.stopped != "handover":
@@ -116,6 +115,15 @@ class GenerationJob:
         finally:
             shop.metrics.running -= 1
             pump.writer.stop()
+
+    async def _claim(self) -> scripts.Claimed | scripts.NotClaimed:
+        return await scripts.claim_response(
+            self.journal.wire,
+            self.journal.keys,
+            owner=self._shop.worker_id,
+            lease_ms=self._shop.lease_ms,
+            retention_s=self._shop.settings.retention_s,
+        )
 
     async def renew(self) -> None:
         """Renew the lease; called every few seconds. Never raises a RelayError."""
@@ -228,27 +236,44 @@ class GenerationJob:
             data["retry_after_s"] = failure.retry_after_s
         await self._close(pump, Status.FAILED, event(Channel.ERROR, data), "error", {"error": data})
 
-    async def _tell_lost(self, lost: StreamLost) -> None:
-        """Text is gone that cannot be sent again: end the response after what is there, if anything is."""
-        found = await self.journal.find()
-        if found is None:
-            return
+    async def _end_lost(self, lost: StreamLost | Refused) -> None:
+        """Text is gone that cannot be sent again, or a key is broken: say so to whoever reads it.
+
+        The response ends after what is there, under a new epoch, so that readers who are past it go back.
+        Where that cannot be, it is deleted. Raises what is refused for other reasons.
+        """
+        if isinstance(lost, Refused) and lost.prefix not in BROKEN:
+            raise lost
+        log.warning("stream_lost", response=self.journal.id, error=lost.message)
         self._shop.metrics.outcomes[Status.FAILED.value] += 1
+        try:
+            if isinstance(lost, StreamLost) and await self._close_lost(lost):
+                return
+        except Fenced:
+            return
+        except (Gap, StreamLost, Refused) as error:
+            log.warning("cannot_be_closed", response=self.journal.id, error=error.message)
+        await scripts.forget_response(self.journal.wire, self.journal.keys, epoch=self.epoch or None)
+
+    async def _close_lost(self, lost: StreamLost) -> bool:
+        """Close it after what is there. False when there is no such response any more."""
+        wire, keys = self.journal.wire, self.journal.keys
+        await scripts.release_lease(wire, keys, epoch=self.epoch, owner=self._shop.worker_id)
+        claimed = await self._claim()
+        if isinstance(claimed, scripts.NotClaimed):
+            return claimed.why != "gone"
+        self.epoch = claimed.epoch
         data = {"code": lost.code, "message": lost.message[:500], "retryable": lost.retryable}
-        with suppress(Fenced, Gap, StreamLost, Refused):
-            await scripts.close_response(
-                self.journal.wire,
-                self.journal.keys,
-                epoch=self.epoch,
-                base=found.head,
-                data=encode(event(Channel.ERROR, data)),
-                retention_s=self._shop.settings.retention_s,
-                fields={
-                    "status": Status.FAILED,
-                    "finish_reason": "error",
-                    "error": orjson.dumps(data).decode(),
-                },
-            )
+        await scripts.close_response(
+            wire,
+            keys,
+            epoch=claimed.epoch,
+            base=claimed.head,
+            data=encode(event(Channel.ERROR, data)),
+            retention_s=self._shop.settings.retention_s,
+            fields={"status": Status.FAILED, "finish_reason": "error", "error": orjson.dumps(data).decode()},
+        )
+        return True
 
     async def _close(
         self, pump: Pump, status: Status, last: Record, finish_reason: str, data: dict[str, Any]
