@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from relay.bench import flood, inflight, isolation, noharm, reaction
+from relay.bench.flood import Upstream
 from relay.bench.inflight import KINDS, Stack, Watched
-from relay.bench.run import Progress
+from relay.bench.run import DISTURBING_CORES, Progress
 from relay.bench.system import Shape, System, running, running_obvious
-from relay.errors import Unavailable
+from relay.errors import RelayError, Unavailable
 from relay.settings import KIB, MIB
 
 SCENARIOS = ("bound", "isolation", "reaction", "fast", "obvious")
@@ -93,20 +94,21 @@ class Run:
     def carry_out(self) -> None:
         """Every scenario that was chosen, one after the other."""
         chosen = set(self.plan.scenarios)
-        stacks = [RELAY, OBVIOUS] if "obvious" in chosen else [RELAY]
         if "obvious" in chosen:
             if importlib.util.find_spec("sse_starlette") is None:
                 raise Unavailable(MISSING)
             chosen |= {"bound", "isolation"}  # what it is compared by
-        for name in stacks:
-            if "bound" in chosen:
-                self._bound(name)
-            if "isolation" in chosen:
-                self._isolation(name)
+        if "bound" in chosen:
+            self._bound(RELAY)
+        if "isolation" in chosen:
+            self._isolation(RELAY)
         if "reaction" in chosen:
             self._reaction()
         if "fast" in chosen:
             self._fast()
+        if "obvious" in chosen:
+            self._bound(OBVIOUS)
+            self._isolation(OBVIOUS)
 
     # --- the scenarios
 
@@ -114,17 +116,32 @@ class Run:
         results = self.results[name]["bound"] = {}
         with flood.flooding() as upstream:
             for kind in KINDS:
-                # A fresh system for each: memory that the one before has left behind would hide growth.
-                with self._system(name, upstream.base_url) as system:
-                    stack = Stack(name, system, upstream)
-                    with self.show(f"bound, {name}: {kind}", self.plan.seconds) as update:
-                        inflight.watch(stack, "stalled", _WARM_UP_S, lambda _: None)
-                        watched = inflight.watch(
-                            stack, kind, self.plan.seconds, lambda gone_s: update({"done": gone_s})
-                        )
-                results[kind] = watched.as_dict()
-                if name == RELAY:
-                    self._check_watched(watched)
+                try:
+                    watched = self._watch(name, kind, upstream)
+                except RelayError as error:
+                    self._failed(name, f"bound, {kind}", error)
+                else:
+                    results[kind] = watched.as_dict()
+                    if name == RELAY:
+                        self._check_watched(watched)
+
+    def _watch(self, name: str, kind: str, upstream: Upstream) -> Watched:
+        # A fresh system for each: memory that the one before has left behind would hide growth.
+        seconds = self.plan.seconds
+        with (
+            self._system(name, upstream.base_url) as system,
+            self.show(f"bound, {name}: {kind}", seconds) as update,
+        ):
+            stack = Stack(name, system, upstream)
+            inflight.watch(stack, "stalled", _WARM_UP_S, lambda _: None)
+            return inflight.watch(stack, kind, seconds, lambda gone_s: update({"done": gone_s}))
+
+    def _failed(self, name: str, what: str, error: RelayError) -> None:
+        """Ours may not fail. Another stack's failure is a result: its column stays empty, and it is told."""
+        if name == RELAY:
+            raise error
+        self.say(f"{what}: the {name} stack failed: {error.message}")
+        self.results[name].setdefault("failed", []).append(f"{what}: {error.message}")
 
     def _check_watched(self, watched: Watched) -> None:
         kind = watched.kind
@@ -149,11 +166,18 @@ class Run:
             self._check("isolation", "node's memory for a stalled reader", per_reader, KIB_PER_STALLED, "KiB")
         tokens = int(50 * self.plan.seconds)
         total = isolation.READERS * tokens
-        with self._system(name) as system, self.show(f"isolation, {name}", total) as update:
-            found = isolation.isolation(
-                system, rounds=_ROUNDS[name], tokens=tokens, say=self.say, progress=update
-            )
+        try:
+            with self._system(name) as system, self.show(f"isolation, {name}", total) as update:
+                found = isolation.isolation(
+                    system, rounds=_ROUNDS[name], tokens=tokens, say=self.say, progress=update
+                )
+        except RelayError as error:
+            self._failed(name, "isolation", error)
+            return
         results |= found
+        others = max(phase["others"] for phase in found["cores"].values())
+        if others >= DISTURBING_CORES:
+            self.say(f"disturbed: other programs used {others:.1f} cores meanwhile")
         if name == RELAY:
             self._check("isolation", "p99 beside slow readers to p99 alone", found["ratio"], RATIO, "times")
             self.wrong += [f"isolation: {reason}" for reason in found["wrong"]]

@@ -40,11 +40,11 @@ def isolation(
         say(f"round {number + 1} of {rounds}: {READERS} stalled, {READERS} dripping, {READERS} fast")
         with crowd(plan.urls[0], _SLOW, tokens_per_s=_RATE) as slow:
             time.sleep(_SETTLE_S)
-            together.append(drive(plan, progress))
+            together.append(_measured(system, plan, progress))
             endings = slow.endings
         time.sleep(_APART_S)
         say(f"round {number + 1} of {rounds}: {READERS} fast alone")
-        alone.append(drive(plan, progress))
+        alone.append(_measured(system, plan, progress))
     p99 = {
         "together": [run["latency_ms"]["p99"] for run in together],
         "alone": [run["latency_ms"]["p99"] for run in alone],
@@ -55,10 +55,29 @@ def isolation(
         "together_ms": medians["together"],
         "alone_ms": medians["alone"],
         "ratio": round(medians["together"] / medians["alone"], 2) if medians["alone"] else 0.0,
+        "cores": {"together": together[-1]["cores"], "alone": alone[-1]["cores"]},
         "slow_endings": endings,
         "wrong": sorted({reason for run in together + alone for reason in faults(run)}),
         "delivered": min(run["delivered"] for run in together + alone),
     }
+
+
+def _measured(system: System, plan: Plan, progress: Progress) -> dict[str, Any]:
+    """A load's result, and beside it how many cores each role used meanwhile; `others`: what is not ours."""
+    spent, busy, own = _cpu_s(system), machine.busy_s(), time.process_time()
+    result = drive(plan, progress)
+    roles = {role: cpu_s - spent[role] for role, cpu_s in _cpu_s(system).items()}
+    roles |= {"load": result["cpu_s"], "readers": time.process_time() - own}
+    roles["others"] = max(0.0, machine.busy_s() - busy - sum(roles.values()))
+    return result | {"cores": {role: round(cpu_s / result["wall_s"], 2) for role, cpu_s in roles.items()}}
+
+
+def _cpu_s(system: System) -> dict[str, float]:
+    """By role."""
+    found: dict[str, float] = {}
+    for role, pid in system.pids:
+        found[role] = found.get(role, 0.0) + machine.usage(pid).cpu_s
+    return found
 
 
 def memory(system: System, *, progress: Callable[[float], None]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ LEAST_DELIVERED = 0.98
 _ENDINGS_THAT_COUNT = frozenset(("stop", "length"))
 # What is imported, compiled or connected on first use is paid once in a process's life, not by each response.
 _WARM_UP = Plan([], responses=10, tokens=25, rate=50.0, ramp_s=0.2)
-_DISTURBING_CORES = 0.2
+DISTURBING_CORES = 0.2
 _LATE_S = 30.0  # past its own limit the load client hangs, and is ended
 
 
@@ -109,7 +109,7 @@ def faults(result: dict[str, Any]) -> list[str]:
 def disturbance(result: dict[str, Any]) -> str | None:
     """A warning when other programs took a share of the machine that must have shown in the figures."""
     cores = result["cpu"]["others_s"] / result["wall_s"]
-    if cores < _DISTURBING_CORES:
+    if cores < DISTURBING_CORES:
         return None
     return f"disturbed: other programs used {cores:.1f} cores meanwhile; run it again on a quiet machine"
 

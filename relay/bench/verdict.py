@@ -25,6 +25,7 @@ _ISOLATION = (
     ("ratio", "ratio"),
     ("share of the tokens delivered", "delivered"),
 )
+_FAILED = "failed"
 _TITLES = {
     "stalled": "a reader that stalls",
     "dripping": "a reader of 1 KB/s",
@@ -55,14 +56,15 @@ def side_by_side(results: dict[str, dict[str, Any]], seconds: float) -> Table:
     ours, theirs = results[RELAY], results[OBVIOUS]
     for kind, title in _TITLES.items():
         for index, (name, show) in enumerate(_ROWS):
-            figures = (show(stack["bound"][kind]) for stack in (ours, theirs))
+            watched = (stack["bound"].get(kind) for stack in (ours, theirs))
+            figures = (show(each) if each else _FAILED for each in watched)
             table.add_row("" if index else title, name, *figures)
         table.add_section()
     title = "100 fast beside 100 stalled, 100 dripping"
     for index, (name, key) in enumerate(_ISOLATION):
-        table.add_row(
-            "" if index else title, name, *(f"{each['isolation'][key]:g}" for each in (ours, theirs))
-        )
+        found = (stack["isolation"].get(key) for stack in (ours, theirs))
+        figures = (_FAILED if each is None else f"{each:g}" for each in found)
+        table.add_row("" if index else title, name, *figures)
     return table
 
 

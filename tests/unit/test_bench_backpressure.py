@@ -143,3 +143,16 @@ def test_both_stacks_stand_side_by_side() -> None:
     ahead = [row[2:] for row in rows if str(row[1]).startswith("text read ahead")]
     assert ahead == [("1 KiB", "0 KiB"), ("2 KiB", "0 KiB"), ("3 KiB", "0 KiB"), ("4 KiB", "0 KiB")]
     assert rows[-2][1:] == ("ratio", "2", "2")
+
+
+def test_a_stack_that_fails_is_told_and_not_hidden() -> None:
+    """Another's column says so; ours ends the run."""
+    said: list[str] = []
+    run = Run(Plan(), _no_bars, said.append)
+    run._failed(OBVIOUS, "isolation", Unavailable("no answer"))
+    assert said == ["isolation: the obvious stack failed: no answer"]
+    with pytest.raises(Unavailable):
+        run._failed(RELAY, "isolation", Unavailable("no answer"))
+    empty: dict[str, Any] = {"bound": {}, "isolation": {}}
+    table = verdict.side_by_side({RELAY: empty, OBVIOUS: empty}, 5)
+    assert set(table.columns[3].cells) == {"failed"}
