@@ -21,7 +21,7 @@ from api.watch import Watch
 from relay import logs, models, process
 from relay.errors import RelayError, SettingsInvalid
 from relay.jobs import Jobs
-from relay.metrics import redis_metrics, settings_metrics
+from relay.metrics import loop_metrics, redis_metrics, settings_metrics
 from relay.settings import Settings
 from relay.topology import Topology, open_topology
 
@@ -73,6 +73,7 @@ async def _state(settings: Settings, topology: Topology) -> State:
     )
     metrics = Metrics()
     redis_metrics(metrics.counted, topology)
+    loop_metrics(metrics.counted)
     settings_metrics(metrics.counted, settings)
     jobs = Jobs(topology)
     await jobs.prepare()

@@ -4,6 +4,7 @@ The hot path adds to plain integers; `Counted` hands their values to prometheus_
 No label ever holds a response or consumer id.
 """
 
+import asyncio
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate
@@ -86,6 +87,14 @@ def one(value: Callable[[], float]) -> Samples:
 def by_label(values: Mapping[str, float]) -> Samples:
     """The samples of a family with one label, read from a mapping."""
     return lambda: [((label,), value) for label, value in values.items()]
+
+
+def loop_metrics(counted: Counted) -> None:
+    """How much the event loop that runs now has to do: what a leak of tasks would show in."""
+    loop = asyncio.get_running_loop()
+    counted.gauge(
+        "relay_asyncio_tasks", "Tasks of the event loop.", (), one(lambda: len(asyncio.all_tasks(loop)))
+    )
 
 
 def redis_metrics(counted: Counted, topology: Topology) -> None:

@@ -16,7 +16,7 @@ from relay import logs, models, process
 from relay.errors import RelayError, SettingsInvalid
 from relay.jobs import Jobs
 from relay.keys import JOBS_INTERACTIVE
-from relay.metrics import Counted, redis_metrics, settings_metrics
+from relay.metrics import Counted, loop_metrics, redis_metrics, settings_metrics
 from relay.settings import Settings
 from relay.topology import open_topology
 from relay.wire import Options
@@ -56,6 +56,7 @@ async def _serve(settings: Settings, concurrency: int, metrics_port: int) -> Non
         _open_sources() as sources,
     ):
         redis_metrics(counted := Counted(metrics.registry), topology)
+        loop_metrics(counted)
         settings_metrics(counted, settings)
         jobs = Jobs(topology)
         await jobs.prepare()

@@ -49,7 +49,7 @@ Record = tuple[Any, ...]
 LOST_CODES = frozenset(("stream_lost", "not_found"))
 UPSTREAM_CODES = frozenset(("worker_lost", "upstream_cut", "upstream_unreachable", "upstream_timeout"))
 POISONED = 3  # workers lost with one response: nobody tries it again
-ABANDONED_S = 5.0  # alone for less than this is no reason to end a response
+ABANDONED_S = 4.0  # alone for less than this is no reason to end a response
 
 
 class Violation(NamedTuple):

@@ -129,10 +129,15 @@ class Life:
         self.attached += change
         now = time.monotonic()
         if self.attached and self._alone_since is not None:
-            self.note("alone", round(now - self._alone_since, 3))
+            self.count_alone()
             self._alone_since = None
         elif not self.attached:
             self._alone_since = now
+
+    def count_alone(self) -> None:
+        """Note for how long nobody has read by now."""
+        if self._alone_since is not None:
+            self.note("alone", round(time.monotonic() - self._alone_since, 3))
 
     @property
     def is_lively(self) -> bool:
@@ -152,16 +157,17 @@ class Life:
             + ", ".join(readers)
         )
 
-    async def create(self, rng: random.Random) -> None:
-        """Make it, under one Idempotency-Key however often that takes. Raises TimeoutError."""
-        key = f"chaos-{self.plan.number}-{self.plan.reader_seed}"
+    async def create(self, rng: random.Random, *, once: bool = True) -> None:
+        """Make it, under one Idempotency-Key however often that takes; without, where nothing fails.
+
+        Raises TimeoutError.
+        """
+        key = {"Idempotency_Key": f"chaos-{self.plan.number}-{self.plan.reader_seed}"} if once else {}
         async with asyncio.timeout(CREATE_WITHIN_S):
             while not self.id:
                 wait_s = rng.uniform(*RETRY_S)
                 with suppress(OSError):
-                    answer = await call(
-                        self.stage.port(rng), "POST", "/v1/streams", self.plan.body, Idempotency_Key=key
-                    )
+                    answer = await call(self.stage.port(rng), "POST", "/v1/streams", self.plan.body, **key)
                     if answer.status == 201:
                         self.id = json.loads(answer.body)["id"]
                         break

@@ -220,8 +220,8 @@ async def _redis_zombie(scene: Scene) -> float:
         await asyncio.to_thread(redis.wait_for_primary, replica)
     finally:
         server.resume()
-    scene.lost()  # what was made meanwhile, too
     await asyncio.to_thread(redis.wait_replicated)
+    scene.lost()  # what was made meanwhile, too: until it knew better it took writes
     return at
 
 

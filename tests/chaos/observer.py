@@ -61,6 +61,7 @@ class Observer:
             await asyncio.sleep(0.2)
         await self._look(life)
         self.read_traces(lives)
+        life.count_alone()
         life.note("final", meta, journal)
         return True
 
