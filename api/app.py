@@ -6,7 +6,7 @@ from starlette.exceptions import HTTPException
 
 from api import errors
 from api.limits import BodyLimit
-from api.routes import health, openai, streams
+from api.routes import console, health, openai, streams
 from api.state import State
 from relay.errors import RelayError
 
@@ -25,6 +25,7 @@ def create_app(state: State) -> FastAPI:
     app.include_router(streams.router)
     app.include_router(openai.router)
     app.include_router(health.router)
+    app.include_router(console.router)
     app.add_exception_handler(RelayError, errors.on_relay_error)
     app.add_exception_handler(RequestValidationError, errors.on_invalid)
     app.add_exception_handler(HTTPException, errors.on_http)

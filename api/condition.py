@@ -45,16 +45,19 @@ class Condition:
         self._progress_to = offset
         self._times = TcpTimes(0, 0)
 
-    def observe(self, now: float, age_s: float, confirmed: int, times: TcpTimes | None) -> bool:
+    def observe(
+        self, now: float, age_s: float, confirmed: int, times: TcpTimes | None, *, has_all: bool = False
+    ) -> bool:
         """Take note; True when `health` or `cause` changed.
 
-        `age_s` is the age of the oldest byte it lacks, 0 when it lacks none; `confirmed` is its position.
+        `age_s` is the age of the oldest byte it lacks, 0 when it lacks none; `confirmed` is its position;
+        `has_all`: its kernel has acknowledged all that was sent, so that only the client itself is left.
         """
         before = (self.health, self.cause)
         if confirmed > self._progress_to or age_s == 0.0:
             self._progress_at, self._progress_to = now, confirmed
         self.health = self._next(now, age_s)
-        self.cause = "" if self.health is Health.LIVE else self._cause(times)
+        self.cause = "" if self.health is Health.LIVE else "client" if has_all else self._cause(times)
         if times is not None:
             self._times = times
         return (self.health, self.cause) != before

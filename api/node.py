@@ -243,6 +243,8 @@ class Node:
     def _judge(consumer: Consumer, now: float) -> None:
         """Judge a client once a second, and tell the other nodes when that has changed."""
         condition = consumer.condition
-        times = None if condition.health is Health.LIVE else consumer.outlet.socket.times()
-        if condition.observe(now, consumer.backlog.age(now), consumer.ledger.confirmed, times):
+        outlet, age_s = consumer.outlet, consumer.backlog.age(now)
+        times = None if condition.health is Health.LIVE else outlet.socket.times()
+        has_all = outlet.credit.explicit and age_s > 0.0 and not outlet.socket.outstanding()
+        if condition.observe(now, age_s, consumer.ledger.confirmed, times, has_all=has_all):
             consumer.journal.post_health(consumer.name, condition.health, condition.cause)

@@ -38,14 +38,3 @@ async def metrics(request: Request) -> Response:
     state = state_of(request)
     state.locks.owner(request)
     return Response(state.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
-
-
-@router.get("/v1/models", tags=["models"])
-async def models(request: Request) -> dict[str, object]:
-    """The models that this deployment offers."""
-    state = state_of(request)
-    state.locks.owner(request)
-    return {
-        "object": "list",
-        "data": [{"id": name, "object": "model", "owned_by": "relay"} for name in state.registry.names],
-    }

@@ -70,12 +70,14 @@ async def recent(request: Request) -> dict[str, Any]:
     ids = await state.responses.recent(owner)
     journals = [state.topology.journal(response_id) for response_id in ids]
     found = [(journal, await journal.find()) for journal in journals]
-    return {
-        "object": "list",
-        "data": [
-            state.responses.describe(journal.id, snapshot, []) for journal, snapshot in found if snapshot
-        ],
-    }
+    data = []
+    for journal, snapshot in found:
+        if snapshot is not None:
+            # Of what has ended nobody's lag is news.
+            is_over = snapshot.status in TERMINAL
+            consumers = [] if is_over else await state.responses.consumers(journal, snapshot)
+            data.append(state.responses.describe(journal.id, snapshot, consumers))
+    return {"object": "list", "data": data}
 
 
 @router.get("/{response_id}")
@@ -190,5 +192,11 @@ async def _is_true(journal: Journal, snapshot: Snapshot, position: Position, sta
     if position.offset < snapshot.head:
         await journal.check_boundary(position.offset)
     elif position.offset > snapshot.head and not await state.node.catches_up(journal, position.offset):
+        now = await journal.snapshot()
+        if valid_offset(position, now.starts) < position.offset:
+            return False
+        if now.status not in TERMINAL:
+            # Perhaps lost with its worker: whoever takes the response over says what is still true.
+            raise Unavailable(f"the text up to {position} is not here now", retry_after_s=1)
         raise Malformed(f"beyond the end of this response: {position}")
     return True

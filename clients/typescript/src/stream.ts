@@ -33,7 +33,7 @@ export interface Connector {
 }
 
 const LONGEST_WAIT_MS = 30_000; // of one pause between two attempts, whatever Retry-After says
-const ACK_EVERY_MS = 1000; // a reader that is not heard of for longer counts as slow
+const ACK_EVERY_MS = 400; // what is older than half a second counts as a queue
 
 /**
  * An async iterable of events. It ends after `done` or `error`, or at once when everything was already read. It
@@ -59,6 +59,7 @@ export class Stream implements AsyncIterableIterator<RelayEvent> {
   #acked: number;
   #ackedAt = 0;
   #acking: Promise<void> | null = null; // one at a time: later positions go with the next one
+  #ackTimer: ReturnType<typeof setTimeout> | undefined;
 
   constructor(
     private readonly connector: Connector,
@@ -104,6 +105,7 @@ export class Stream implements AsyncIterableIterator<RelayEvent> {
   /** Stop reading and let go of the connection. The generation goes on; `Client.cancel` ends it. */
   async return(): Promise<IteratorResult<RelayEvent, undefined>> {
     this.#ended = true;
+    clearTimeout(this.#ackTimer);
     await this.#disconnect();
     this.#abort.abort();
     return { done: true, value: undefined };
@@ -250,19 +252,20 @@ export class Stream implements AsyncIterableIterator<RelayEvent> {
     this.#waitMs = Math.max(asked, this.connector.backoffMs * 2 ** (this.#attempts - 1) * jitter);
   }
 
-  /** Tell the relay what the caller is done with: by half a window, and once a second at least. */
+  /** Tell the relay what the caller is done with: by half a window, and soon in any case. */
   #confirm(): void {
     const { window } = this.options;
     const unconfirmed = this.#dealtWith - this.#acked;
     if (window === undefined || this.consumer === null || unconfirmed <= 0 || this.#acking !== null) {
       return;
     }
-    const now = Date.now();
-    if (!this.options.manualAck && unconfirmed * 2 < window && now - this.#ackedAt < ACK_EVERY_MS) {
+    const waitMs = this.#ackedAt + ACK_EVERY_MS - Date.now();
+    if (waitMs > 0 && unconfirmed * 2 < window) {
+      this.#ackTimer ??= setTimeout(() => this.#ackLater(), waitMs);
       return;
     }
     const offset = this.#dealtWith;
-    this.#ackedAt = now;
+    this.#ackedAt = Date.now();
     this.#acking = this.connector
       .ack(this.responseId, this.consumer, offset, this.options.token ?? null)
       .then(() => {
@@ -271,10 +274,17 @@ export class Stream implements AsyncIterableIterator<RelayEvent> {
       .catch(() => undefined) // the next one says it again, and the stream itself tells what is wrong
       .finally(() => {
         this.#acking = null;
-        if (!this.#ended && this.options.manualAck && this.#dealtWith > this.#acked) {
-          setTimeout(() => this.#confirm(), this.#acked < offset ? ACK_EVERY_MS : 0);
+        if (!this.#ended) {
+          this.#confirm();
         }
       });
+  }
+
+  #ackLater(): void {
+    this.#ackTimer = undefined;
+    if (!this.#ended) {
+      this.#confirm();
+    }
   }
 }
 
