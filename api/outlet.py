@@ -134,9 +134,12 @@ class Outlet:
             self.socket.write(data)
         # The chunk's own end comes after its data: these marks are late by two bytes, never early.
         at = self.socket.written - len(data)
-        for item, frame in zip(placed, frames, strict=True):
-            at += len(frame)
-            self.ledger.wrote(at, item.end)
+        if len(frames) == 1:  # nearly always
+            self.ledger.wrote(at + len(data), placed[0].end)
+        else:
+            for item, frame in zip(placed, frames, strict=True):
+                at += len(frame)
+                self.ledger.wrote(at, item.end)
         self.has_terminal = placed[-1].record.channel in TERMINAL
         self._metrics.sent(placed, frames)
 
