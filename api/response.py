@@ -5,7 +5,10 @@ this only opens, waits for the end and closes. uvicorn sends the head and the la
 between go to the client's socket directly.
 """
 
+import asyncio
+import random
 from collections.abc import Iterable
+from contextlib import suppress
 
 import structlog
 from starlette.responses import Response
@@ -15,10 +18,12 @@ from api import sse
 from api.ending import Ending
 from api.node import Node
 from api.stream import Consumer
-from relay.errors import RelayError, StreamLost
+from relay.errors import OutOfMemory, RelayError, StreamLost, Unavailable
 from relay.scripts import Attached
 
 log = structlog.get_logger("relay.api")
+
+AGAIN_S = 1.0  # between two attaches of a reader while Redis is away; each waits for a connection itself
 
 HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -79,12 +84,36 @@ async def follow(node: Node, consumer: Consumer, attached: Attached) -> Ending:
             if ending is not Ending.LOST:
                 return ending
             try:
-                consumer, attached = await node.reattach(consumer)
+                again = await _attached_again(node, consumer)
             except RelayError as error:
                 log.warning("stream_lost", response=consumer.journal.id, error=error.message)
                 lost = StreamLost("the response is gone from Redis")
                 data = {"code": lost.code, "message": lost.message, "retryable": lost.retryable}
                 consumer.say(consumer.outlet.form.private("error", data))
                 return ending
+            if again is None:
+                return Ending.DRAINED if node.draining else Ending.DISCONNECTED
+            consumer, attached = again
     finally:
         node.detach(consumer)
+
+
+async def _attached_again(node: Node, lost: Consumer) -> tuple[Consumer, Attached] | None:
+    """Attach anew. While Redis is only away nobody is told that anything is gone: the reader waits.
+
+    For as long as its client does, or until the node drains: then None. Raises StreamLost.
+    """
+    while not node.draining:
+        try:
+            return await node.reattach(lost)
+        except (Unavailable, OutOfMemory) as error:
+            log.debug("attach_waits", response=lost.journal.id, error=error.message)
+        lost.say(sse.KEEPALIVE)
+        hung_up = asyncio.Event()
+        lost.outlet.socket.on_lost(hung_up.set)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(AGAIN_S * random.uniform(0.5, 1.0)):
+                await hung_up.wait()
+        if hung_up.is_set():
+            return None
+    return None
