@@ -14,6 +14,7 @@ from api.condition import Health
 from relay import keys, scripts
 from relay.errors import Conflict, Fenced, InvalidValue, Unavailable
 from relay.events import Channel, encode, event
+from relay.ids import new_id
 from relay.jobs import Jobs
 from relay.journal import HEALTH, LIVE_MS, ConsumerState, Journal, Snapshot
 from relay.lifecycle import TERMINAL, FinishReason, Status
@@ -57,7 +58,7 @@ class Responses:
         """
         model = self._registry.get(request.model)
         stored, metadata = _stored(request)
-        ticket = {"id": f"rs_{secrets.token_hex(12)}", "token": secrets.token_urlsafe(24)}
+        ticket = {"id": new_id(self._topology.server_time()), "token": secrets.token_urlsafe(24)}
         if idempotency_key is not None:
             ticket, earlier = await self._reserve(owner, idempotency_key, stored, ticket)
             if earlier is not None:

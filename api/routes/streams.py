@@ -11,7 +11,8 @@ from starlette.responses import JSONResponse, StreamingResponse
 from api.protocol import EXTENSION
 from api.response import EventStream
 from api.state import State, state_of
-from relay.errors import InvalidValue, Malformed, NotFound, Unavailable
+from relay.errors import Expired, InvalidValue, Malformed, NotFound, Unavailable
+from relay.ids import has_expired
 from relay.journal import Journal, Snapshot
 from relay.lifecycle import TERMINAL
 from relay.position import Position, valid_offset
@@ -175,7 +176,11 @@ async def _find(request: Request, response_id: str) -> tuple[Journal, Snapshot]:
     if not _ID.fullmatch(response_id):
         raise NotFound(f"no response {response_id[:64]!r}: never made, or its retention has ended")
     journal = state.topology.journal(response_id)
-    snapshot = await journal.snapshot()
+    snapshot = await journal.find()
+    if snapshot is None:
+        if has_expired(response_id, state.topology.server_time(), state.settings.retention_s):
+            raise Expired("this response is gone: its retention has ended")
+        raise NotFound(f"no response {response_id!r}: never made, or lost with its Redis")
     state.locks.may_open(caller, snapshot.meta)
     return journal, snapshot
 

@@ -678,6 +678,20 @@ def test_what_has_expired(house: House) -> None:
     assert made["id"] not in [one["id"] for one in house.api.call("GET", "/v1/streams").json["data"]]
 
 
+def test_what_has_been_and_what_never_was() -> None:
+    """Once its retention is over a response is 410; one that is lost before, or never was, is 404."""
+    with EmbeddedServer() as redis, Api(redis.url, retention_s=10, lease_s=2, lease_renew_s=0.5, pause_max_s=5) as api:
+        made, lost = api.create(), api.create()
+        with admin(redis.url) as client:
+            client.delete(*client.scan_iter(f"*{lost['id']}*"))
+            assert error_of(api.call("GET", f"/v1/streams/{lost['id']}"), 404)["code"] == "not_found"
+            wait_until(lambda: not list(client.scan_iter(f"*{made['id']}*")), "its time is over", 14)
+        wait_until(lambda: api.call("GET", f"/v1/streams/{made['id']}").status != 404, "a second at most", 3)
+        for method, path in _calls(made["id"]):
+            answer = api.call(method, path, {"position": 0} if method == "POST" else None)
+            assert error_of(answer, 410)["code"] == "expired"
+
+
 def test_a_response_that_expires_under_its_reader(quiet: House) -> None:
     """A reader whose response is gone is told by a typed error, and does not hang."""
     made = queued(quiet)
