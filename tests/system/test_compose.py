@@ -14,9 +14,16 @@ from tests.support.wait import wait_until
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]
 
 PROXIES = ("nginx", "haproxy")
+# As docker-compose.yml has them for nginx.
+KERNEL_BUFFERS = (
+    "--sysctl=net.ipv4.tcp_notsent_lowat=16384",
+    "--sysctl=net.ipv4.tcp_rmem=4096 16384 65536",
+    "--sysctl=net.ipv4.tcp_wmem=4096 16384 65536",
+)
 RECEIVE_BUFFER = 8192
 # What may be on its way to a reader that takes nothing: buffers of two kernels and one proxy, and the window.
-ON_THE_WAY = 350_000
+# Without backpressure it would be the bound of a response, 1 MiB.
+ON_THE_WAY = 500_000
 STILL = ("paused", "completed", "failed", "cancelled")
 
 
@@ -40,7 +47,7 @@ def haproxy(stack: Stack) -> Iterator[str]:
     name = f"{stack.name}-haproxy"
     config = f"{ROOT}/ops/haproxy/haproxy.cfg:/usr/local/etc/haproxy/haproxy.cfg:ro"
     hardened = ("--user", "10001:10001", "--read-only", "--cap-drop", "ALL")
-    network = ("--network", f"{stack.name}_outer")
+    network = ("--network", f"{stack.name}_outer", *KERNEL_BUFFERS)
     run("docker", "run", "-d", "--name", name, *hardened, *network, "-v", config, "haproxy:3.0")
     try:
         wait_until(
@@ -104,7 +111,7 @@ def test_text_comes_through_each_proxy_as_it_is_made_and_whole(host: str) -> Non
 
 def test_a_reader_that_takes_nothing_pauses_the_source_through_each_proxy(host: str) -> None:
     """The proxies hold so little that backpressure passes them."""
-    made = create(tokens=150_000, rate=0)
+    made = create(tokens=300_000, rate=0)
     with Reader(8080, made["events_url"], headers=KEY, receive_buffer=RECEIVE_BUFFER) as reader:
         reader.started()
         wait_until(lambda: status(made)["status"] in STILL, "the source stands still", 40)
@@ -129,6 +136,19 @@ def test_every_container_is_locked_down(stack: Stack) -> None:
                 ["docker", "exec", container, "touch", "/usr/x"], capture_output=True, check=False, timeout=20
             )
             assert written.returncode != 0, service
+
+
+def test_prometheus_runs_the_rules_and_nothing_is_wrong(stack: Stack) -> None:
+    """Every rule evaluates without an error on a live deployment, and no alert fires on a healthy one."""
+
+    def evaluated() -> list[dict[str, str]]:
+        rules = [rule for group in stack.prometheus("rules")["groups"] for rule in group["rules"]]
+        return [] if any(rule["health"] == "unknown" for rule in rules) else rules
+
+    rules = wait_until(evaluated, "the rules are evaluated", 30)
+    assert [rule["name"] for rule in rules if rule["health"] != "ok"] == []
+    assert [alert for alert in stack.prometheus("alerts")["alerts"] if alert["state"] == "firing"] == []
+    assert stack.prometheus("alertmanagers")["activeAlertmanagers"]
 
 
 def test_prometheus_finds_every_replica_and_those_that_come_later(stack: Stack) -> None:

@@ -1,0 +1,1 @@
+"""What operates relay; no part of the package."""
