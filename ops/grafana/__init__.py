@@ -7,7 +7,6 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from ops.grafana.boards import BOARDS
 from ops.grafana.panels import Board, build
 
-
 # What the SDK writes into every variable; only an interval has them, and Grafana's types know them nowhere.
 OF_INTERVALS = frozenset(("auto", "auto_min", "auto_count"))
 
