@@ -72,11 +72,15 @@ class Show(Protocol):
 
 @dataclass(slots=True)
 class Plan:
-    """What to measure: the scenarios, seconds of each watch, responses that the machine carries if known."""
+    """What to measure: the scenarios, seconds of each watch, responses that the machine carries if known.
+
+    `slow_rate`: tokens a second of the sources of slow readers beside fast ones; 0: as fast as they are let.
+    """
 
     scenarios: tuple[str, ...] = SCENARIOS
     seconds: float = 10.0
     capacity: int | None = None
+    slow_rate: float = 0.0
     logs: Path | None = None
 
 
@@ -169,7 +173,12 @@ class Run:
         try:
             with self._system(name) as system, self.show(f"isolation, {name}", total) as update:
                 found = isolation.isolation(
-                    system, rounds=_ROUNDS[name], tokens=tokens, say=self.say, progress=update
+                    system,
+                    rounds=_ROUNDS[name],
+                    tokens=tokens,
+                    slow_rate=self.plan.slow_rate,
+                    say=self.say,
+                    progress=update,
                 )
         except RelayError as error:
             self._failed(name, "isolation", error)

@@ -26,11 +26,18 @@ _WARM_UP = Plan([], responses=20, tokens=50, rate=_RATE, ramp_s=0.2)
 
 
 def isolation(
-    system: System, *, rounds: int, tokens: int, say: Callable[[str], None], progress: Progress
+    system: System,
+    *,
+    rounds: int,
+    tokens: int,
+    slow_rate: float,
+    say: Callable[[str], None],
+    progress: Progress,
 ) -> dict[str, Any]:
     """Fast readers beside slow ones and alone, in turn: what the machine does meanwhile hits both alike.
 
-    All sources give 50 tokens a second. Latency is that of every token against its schedule.
+    The fast ones' sources give 50 tokens a second, and latency is that of each token against its schedule.
+    The slow ones' give `slow_rate`, or at 0 as fast as they are let: at 50 a second, 1 KB/s is not slow.
     """
     plan = Plan(system.urls[:1], READERS, tokens, _RATE)
     drive(replace(_WARM_UP, urls=plan.urls), lambda _: None)
@@ -38,7 +45,7 @@ def isolation(
     endings: dict[str, int] = {}
     for number in range(rounds):
         say(f"round {number + 1} of {rounds}: {READERS} stalled, {READERS} dripping, {READERS} fast")
-        with crowd(plan.urls[0], _SLOW, tokens_per_s=_RATE) as slow:
+        with crowd(plan.urls[0], _SLOW, tokens_per_s=slow_rate) as slow:
             time.sleep(_SETTLE_S)
             together.append(_measured(system, plan, progress))
             endings = slow.endings

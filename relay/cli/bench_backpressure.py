@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,31 +12,44 @@ from rich.console import Console
 from relay.bench import machine, report, verdict
 from relay.bench.backpressure import SCENARIOS, SETTINGS, Plan, Run
 from relay.bench.run import Progress
-from relay.cli.bench_options import Json, finish
+from relay.cli.bench_options import Json, finish, with_options
 
 _ALL = ", ".join(SCENARIOS)
 
 
-def backpressure(
-    *,
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The options."""
+
     only: Annotated[
         list[str] | None, typer.Option(help=f"Only these of {_ALL}; with commas or repeated.")
-    ] = None,
+    ] = None
     seconds: Annotated[
         float, typer.Option(min=2, max=120, help="Of each reader watched, and of each load of fast ones.")
-    ] = 10.0,
+    ] = 10.0
     capacity: Annotated[
         int | None,
         typer.Option(
             min=1, max=20_000, help="Responses of 50 tokens/s that the machine carries; else tried."
         ),
-    ] = None,
+    ] = None
+    slow_rate: Annotated[
+        float,
+        typer.Option(min=0, max=10_000, help="Tokens/s behind the slow of isolation; 0: all they are let."),
+    ] = 0.0
     logs: Annotated[
         Path | None,
         typer.Option(exists=True, file_okay=False, help="A directory for what the processes say."),
-    ] = None,
-    json: Json = None,
-) -> None:
+    ] = None
+
+    @property
+    def plan(self) -> Plan:
+        """What to measure. Raises BadParameter for a scenario that there is not."""
+        return Plan(_scenarios(self.only), self.seconds, self.capacity, self.slow_rate, self.logs)
+
+
+@with_options
+def backpressure(*, options: Wanted, json: Json = None) -> None:
     """Slow readers: what is in flight, what they cost, how soon they are noticed; beside the obvious stack.
 
     It takes about six minutes, and each figure is held against its bound: exit 1 when one is broken.
@@ -55,14 +68,14 @@ def backpressure(
     def say(text: str) -> None:
         console.print(f"  {text}", style="dim", markup=False)
 
-    run = Run(Plan(_scenarios(only), seconds, capacity, logs), show, say)
+    run = Run(options.plan, show, say)
     settings = "  ".join(f"{name}={value}" for name, value in SETTINGS)
     console.print("So that flow control, and not the cap of a response, is what is measured:")
     console.print(settings, soft_wrap=True)
     run.carry_out()
     console.print(verdict.checks(run.checks))
     if "obvious" in run.plan.scenarios:
-        console.print(verdict.side_by_side(run.results, seconds))
+        console.print(verdict.side_by_side(run.results, options.seconds))
     finish(console, _document(here, run), run.wrong, json)
 
 
