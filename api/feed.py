@@ -20,7 +20,7 @@ from api.outlet import BEHIND_FRAMES
 from api.recent import Recent
 from api.recheck import Recheck
 from relay.errors import Unavailable
-from relay.journal import Journal, read_entries
+from relay.journal import Journal, read_entries, read_epochs
 from relay.link import Reply
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ class Feed:
         self._server_time = server_time
         self._journal = journal
         self._asked: Reply | None = None  # the read that is under way
+        self._is_mixed = False  # a member may have text of an epoch that was overruled
+        self._is_unsure = False  # Redis was away, and nothing has come since: text may be lost there
         self._recheck = Recheck(loop, lambda: self.read_on(self.head))
 
     # --- who reads
@@ -90,14 +92,45 @@ class Feed:
     def recover(self) -> None:
         """The connection to Redis broke: what was read may be lost there."""
         self._begin_at(0)
+        self._is_unsure = True
         for member in tuple(self.members):
             member.recover()  # and then they look
+
+    # --- epochs
+
+    def hear_of(self, epoch: int, head: int) -> None:
+        """A member has seen text up to `head`, and who writes: its ring may have been lost."""
+        if head > self.head:
+            self._hear(head)
+        if epoch != self.recent.epoch:
+            self._change_epoch(epoch)
+
+    def _change_epoch(self, epoch: int) -> None:
+        """Another worker writes: what was read may be overruled, and each member asks whether it has that."""
+        self._begin_at(0)
+        self.recent.epoch = epoch
+        self._is_mixed = True
+        self._even_out()
+
+    def _is_sure(self, member: "Consumer") -> bool:
+        """Whether what a member was sent and what is kept here are of one epoch, or one of them is empty."""
+        mine, theirs = self.recent.epoch, member.outlet.epoch
+        return mine == theirs or not mine or not theirs
+
+    def _even_out(self) -> None:
+        unsure = [one for one in self.members if one.is_open and not self._is_sure(one)]
+        self._is_mixed = bool(unsure)
+        for member in unsure:
+            if not member.group.is_reading and not member.outlet.has_terminal:
+                member.read_journal()
 
     # --- giving
 
     def wants(self, member: "Consumer") -> int:
         """Where a member would go on if there were more; -1: it could not take more."""
         if not member.is_open or member.group.is_reading or member.outlet.has_terminal:
+            return -1
+        if not self._is_sure(member):
             return -1
         return member.ledger.sent if self._room(member) > 0 else -1
 
@@ -108,12 +141,14 @@ class Feed:
         at, room = ledger.sent, self._room(member)
         if room <= 0:
             member.park()
+        elif not self._is_sure(member):
+            member.read_journal()  # and learns whether what it was sent is still true
         elif at >= recent.end:
             self.read_on(member.head)
         elif at < recent.start:
             member.read_journal()
         else:
-            outlet.epoch = max(outlet.epoch, recent.epoch)
+            outlet.epoch = recent.epoch
             if outlet.form is NATIVE and recent.end - ledger.confirmed <= outlet.credit.size:
                 outlet.send(recent.batch(at, outlet.epoch))
             else:
@@ -170,11 +205,17 @@ class Feed:
         """Read what follows, whether a ring told of it or not: a ring may be lost."""
         if self._asked is not None or not self.is_shared:
             return
+        if self._is_mixed:
+            self._even_out()
         wanted, recent = self._wanted(), self.recent
         if wanted is None:
             return
+        recent.epoch = recent.epoch or max(member.outlet.epoch for member in self.members)
         if recent.start == recent.end or wanted - recent.end > recent.kept_bytes:
             self._begin_at(wanted)
+        if self._is_unsure:
+            self._read_journal()  # the epochs come with it
+            return
         count = max(1, min(READ_ENTRIES, int(READ_BYTES / recent.entry_bytes)))
         try:
             self._asked = self._journal.send_entries(recent.end, count)
@@ -204,6 +245,9 @@ class Feed:
         if not self._is_answer(reply):
             return
         entries, before = read_entries(reply.result()), self.recent.end
+        if entries and entries[-1].epoch != (self.recent.epoch or entries[-1].epoch):
+            self.hear_of(entries[-1].epoch, entries[-1].end)
+            return
         if not self.recent.take_entries(entries):
             # The cap trimmed entries that were not read yet: the hole is the journal's.
             self._metrics.trims_repaired += 1
@@ -221,17 +265,21 @@ class Feed:
         """Not in the log: trimmed, or lost with a primary."""
         try:
             data = self._journal.send_range(self.recent.end, READ_BYTES)
-            self._asked = self._journal.send_epoch()
+            self._asked = self._journal.send_epochs()
         except Unavailable:
             return
-        self._asked.add_done_callback(lambda epoch: self._on_journal(data, epoch))
+        self._asked.add_done_callback(lambda epochs: self._on_journal(data, epochs))
 
-    def _on_journal(self, data: Reply, epoch: Reply) -> None:
-        if not self._is_answer(epoch) or data.exception() is not None:
+    def _on_journal(self, data: Reply, epochs: Reply) -> None:
+        if not self._is_answer(epochs) or data.exception() is not None:
             return
-        before = self.recent.end
-        self.recent.take_bytes(data.result(), int(epoch.result() or 0))
+        before, newest = self.recent.end, read_epochs(epochs.result()).newest
+        if newest != (self.recent.epoch or newest):
+            self._change_epoch(newest)
+            return
+        self.recent.take_bytes(data.result(), newest)
         if self.recent.end > before:
+            self._is_unsure = False
             self._give()
         elif self.head > before:
             self._recheck.later()  # a failover lost it, and the worker sends it again

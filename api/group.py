@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from api.ending import Ending
 from relay.errors import OutOfMemory, Unavailable
-from relay.journal import read_entries
+from relay.journal import read_entries, read_epochs
 from relay.link import Reply
 
 if TYPE_CHECKING:
@@ -64,14 +64,14 @@ class Group:
         reply.add_done_callback(self._on_log)
 
     def read_journal(self, start: int, size: int) -> None:
-        """Ask for bytes of the journal: `Consumer.on_bytes` gets them, with the newest epoch."""
+        """Ask for bytes of the journal: `Consumer.on_bytes` gets them, with the epochs."""
         try:
             data = self._journal.send_range(start, size)
-            epoch = self._journal.send_epoch()
+            epochs = self._journal.send_epochs()
         except Unavailable:
             return
         self.is_reading = True
-        epoch.add_done_callback(lambda epoch: self._on_journal(data, epoch))
+        epochs.add_done_callback(lambda epochs: self._on_journal(data, epochs))
 
     def reset(self, offset: int) -> None:
         """Put it back to `offset` after a break: `Consumer.on_reset`, or the consumer ends."""
@@ -108,10 +108,10 @@ class Group:
         if self._has_value(reply):
             self._consumer.on_entries(read_entries(reply.result()))
 
-    def _on_journal(self, data: Reply, epoch: Reply) -> None:
+    def _on_journal(self, data: Reply, epochs: Reply) -> None:
         self.is_reading = False
-        if self._has_value(data) and self._has_value(epoch):
-            self._consumer.on_bytes(data.result(), int(epoch.result() or 0))
+        if self._has_value(data) and self._has_value(epochs):
+            self._consumer.on_bytes(data.result(), read_epochs(epochs.result()))
 
     def _on_reset(self, reply: Reply) -> None:
         self.is_reading = False

@@ -20,7 +20,7 @@ class Recent:
     def __init__(self, kept_bytes: int = KEPT_BYTES) -> None:
         self.kept_bytes = kept_bytes
         self.start = self.end = 0
-        self.epoch = 0  # at least that of every byte
+        self.epoch = 0  # the one that wrote last; every byte is still true under it
         self.entry_bytes = 64.0  # moving average
         self._data = bytearray()
         self._batches: dict[int, Batch] = {}
@@ -43,13 +43,13 @@ class Recent:
             if behind < size:
                 self._data += entry.data[behind:] if behind else entry.data
                 self.end = entry.end
-            self.epoch = max(self.epoch, entry.epoch)
+            self.epoch = entry.epoch
         return True
 
     def take_bytes(self, data: bytes, epoch: int) -> None:
         """Add the whole records of what follows on the end."""
         self._batches.clear()
-        self.epoch = max(self.epoch, epoch)
+        self.epoch = epoch
         reached = decode(data, self.end)[1]
         self._data += data[: reached - self.end]
         self.end = reached
@@ -67,8 +67,8 @@ class Recent:
         return bytes(self._data[at : at + size])
 
     def batch(self, offset: int, epoch: int) -> Batch:
-        """All from `offset` as frames, the same for all who ask. Their ids have this epoch or a newer."""
-        if epoch > self.epoch:
+        """All from `offset` as frames, the same for all who ask. Their ids have this epoch."""
+        if epoch != self.epoch:
             self.epoch = epoch
             self._batches.clear()
         found = self._batches.get(offset)
@@ -78,3 +78,18 @@ class Recent:
                 self._batches.clear()
             self._batches[offset] = found
         return found
+
+
+def following(entries: Iterable[Entry], end: int) -> tuple[bytes, bool]:
+    """What entries add to a text that ends at `end`, and whether that is all: False where there is a hole."""
+    parts = []
+    is_whole = True
+    for entry in entries:
+        start = entry.end - len(entry.data)
+        if start <= end < entry.end:
+            parts.append(entry.data[end - start :] if start < end else entry.data)
+            end = entry.end
+        elif start > end:
+            is_whole = False
+        # Else it is there already: only its acknowledgement is owed.
+    return b"".join(parts), is_whole

@@ -19,11 +19,13 @@ from api.form import NATIVE, Form
 from api.group import Group
 from api.ledger import Credit
 from api.outlet import Outlet
+from api.recent import following
 from api.recheck import Recheck
 from api.sink import Sink
 from relay.backlog import Backlog
 from relay.events import decode
 from relay.journal import Entry, Journal
+from relay.position import Epochs
 from relay.scripts import Attached
 
 if TYPE_CHECKING:
@@ -227,42 +229,40 @@ class Consumer:
 
     def on_entries(self, entries: list[Entry]) -> None:
         """The log's answer."""
-        if entries:
-            self._take_entries(entries)
-            self.node.metrics.delivered(self.node.topology.server_time() - entries[0].time_us / 1e6)
-        elif self.head > self.ledger.sent:
-            self.read_journal()  # not in the log for this group: a failover, or another's last read
-            return
-        self.step()
-
-    def _take_entries(self, entries: list[Entry]) -> None:
-        """Write what follows on what was sent, all of it at once; the rest of a hole is the journal's."""
-        base = end = self.ledger.sent
-        parts = []
+        ledger, outlet = self.ledger, self.outlet
         for entry in entries:
-            start = entry.end - len(entry.data)
             self.group.note(len(entry.data))
-            self.ledger.read(entry.end, entry.id)
-            if start <= end < entry.end:
-                parts.append(entry.data[end - start :] if start < end else entry.data)
-                end = entry.end
-            elif start > end:
-                # The cap trimmed entries that were not read yet.
+            ledger.read(entry.end, entry.id)
+            self.head = max(self.head, entry.end)
+        is_another_s = bool(entries and ledger.sent and entries[-1].epoch != outlet.epoch)
+        if is_another_s or (not entries and self.head > ledger.sent):
+            # Another worker writes, and what was sent may be overruled; or it is not in the log for this
+            # group, after a failover or another's last read.
+            self.read_journal()
+            return
+        if entries:
+            data, is_whole = following(entries, ledger.sent)
+            if not is_whole:  # the cap trimmed entries that were not read yet: the hole is the journal's
                 self.node.metrics.trims_repaired += self.live
                 self.live = False
-            # Else it is on its way already: only its acknowledgement is owed.
-        self.head = max(self.head, entries[-1].end)
-        self.outlet.epoch = max(self.outlet.epoch, entries[-1].epoch)
-        if parts:
-            self._take(b"".join(parts), base)
+            outlet.epoch = entries[-1].epoch
+            if data:
+                self._take(data, ledger.sent)
+            self.node.metrics.delivered(self.node.topology.server_time() - entries[0].time_us / 1e6)
+        self.step()
 
-    def on_bytes(self, data: bytes, epoch: int) -> None:
+    def on_bytes(self, data: bytes, epochs: Epochs) -> None:
         """The journal's answer."""
-        # An id whose epoch is older than its bytes would be taken for lost text on return.
-        self.outlet.epoch = max(self.outlet.epoch, epoch)
         before = self.ledger.sent
+        if epochs.valid_offset(before, self.outlet.epoch) < before:
+            self.end(Ending.LOST)  # a failover lost what was sent, and another worker wrote other text
+            return
+        # An id whose epoch is older than its bytes would be taken for lost text on return.
+        self.outlet.epoch = epochs.newest
         self.written_at = self.node.loop.time()
         self.outlet.write_part(data)
+        if self.feed is not None:
+            self.feed.hear_of(epochs.newest, self.ledger.sent)
         if self.ledger.sent > before:
             self.step()
         elif data:

@@ -15,7 +15,7 @@ from relay.events import Channel, Placed, decode
 from relay.keys import Keys, keys_of
 from relay.line import Line
 from relay.link import Argument, Reply, pack
-from relay.position import Position
+from relay.position import Epochs, Position
 
 HEALTH = "health:"  # prefix of a consumer's field in the meta
 SLICE_BYTES = 65_536  # of one GETRANGE: bounds the reply that a text or a walk holds in memory
@@ -76,8 +76,7 @@ class Snapshot(NamedTuple):
     @property
     def starts(self) -> list[tuple[int, int]]:
         """Every epoch, and the offset from which it wrote."""
-        pairs = [pair.partition(":") for pair in self.meta["starts"].split(",") if pair]
-        return [(int(epoch), int(start)) for epoch, _, start in pairs]
+        return Epochs.parse(self.meta["epoch"], self.meta["starts"]).starts
 
 
 class Journal:
@@ -187,9 +186,9 @@ class Journal:
         """Put a consumer back to `offset` after a break: 1, 0 (replaced by a newer one) or -1 (gone)."""
         return scripts.send_reset(self.wire, self.keys, consumer, connection, offset)
 
-    def send_epoch(self) -> Reply:
-        """Ask for the newest epoch. Sent after a range, it is at least that of every byte in the range."""
-        return self.wire.send("HGET", self.keys.meta, "epoch")
+    def send_epochs(self) -> Reply:
+        """Ask for the epochs; see `read_epochs`. Sent after a range, they tell of every byte in the range."""
+        return self.wire.send("HMGET", self.keys.meta, "epoch", "starts")
 
     def post_ack(self, consumer: str, ids: list[bytes]) -> None:
         """Confirm entries, without waiting: a lost one is repeated by the next attach."""
@@ -285,6 +284,12 @@ def read_entries(reply: Any) -> list[Entry]:
             end, _, epoch = entry_id.partition(b"-")
             entries.append(Entry(entry_id, int(end), int(epoch), fields[1], fields[3]))
     return entries
+
+
+def read_epochs(reply: Any) -> Epochs:
+    """The reply to `send_epochs`; of a response that is gone, no epoch at all."""
+    newest, starts = reply
+    return Epochs.parse((newest or b"0").decode(), (starts or b"").decode())
 
 
 def _offset(entry_id: bytes) -> int:

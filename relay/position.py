@@ -46,3 +46,22 @@ def valid_offset(position: Position, starts: Sequence[tuple[int, int]]) -> int:
     if all(epoch != position.epoch for epoch, _ in starts):
         return 0
     return min([position.offset, *(start for epoch, start in starts if epoch > position.epoch)])
+
+
+class Epochs(NamedTuple):
+    """The epoch that writes now, and each one with the offset from which it wrote, in order."""
+
+    newest: int
+    starts: list[tuple[int, int]]
+
+    @classmethod
+    def parse(cls, newest: str, starts: str) -> "Epochs":
+        """Read them as the meta has them: `EPOCH:OFFSET,EPOCH:OFFSET`."""
+        pairs = [pair.partition(":") for pair in starts.split(",") if pair]
+        return cls(int(newest), [(int(epoch), int(start)) for epoch, _, start in pairs])
+
+    def valid_offset(self, sent: int, epoch: int) -> int:
+        """Up to where the bytes are still true that a reader was sent, up to `sent` and under `epoch`."""
+        if epoch == self.newest or not sent:
+            return sent
+        return valid_offset(Position(sent, epoch), self.starts)

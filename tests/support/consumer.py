@@ -213,8 +213,8 @@ class FakeServer:
     def __init__(self) -> None:
         self.journal = b""
         self.log: list[tuple[StreamId, bytes]] = []
-        self.epoch = 1
-        self.starts = [0]
+        self.epoch = self.first_epoch = 1
+        self.starts = [0]  # of the first epoch, and of each after it
         self.status = b"running"
         self.groups: dict[bytes, Group] = {}
         self.gone = False
@@ -248,10 +248,11 @@ class FakeServer:
         """Part of the journal, both ends included."""
         return self.journal[int(start) : int(stop) + 1]
 
-    def hget(self, _key: bytes, field: bytes) -> bytes | None:
-        """The epoch of the meta."""
-        assert field == b"epoch"
-        return None if self.gone else b"%d" % self.epoch
+    def hmget(self, _key: bytes, *fields: bytes) -> list[bytes | None]:
+        """The epochs of the meta."""
+        assert fields == (b"epoch", b"starts")
+        starts = b",".join(b"%d:%d" % pair for pair in enumerate(self.starts, self.first_epoch))
+        return [None, None] if self.gone else [b"%d" % self.epoch, starts]
 
     def xreadgroup(self, *args: bytes) -> dict[bytes, Any] | None:
         """GROUP group consumer COUNT n STREAMS log `>`, or an ID of the history."""
@@ -326,7 +327,7 @@ class FakeServer:
         if offset < 0:
             offset = self.position(group) if group in self.groups else 0
         else:
-            for start in self.starts[int(epoch) :]:
+            for start in self.starts[max(0, int(epoch) - self.first_epoch + 1) :]:
                 if start < offset:
                     offset, rewound = start, 1
         self.groups[group] = Group(StreamId(offset, LAST_SEQUENCE), member)

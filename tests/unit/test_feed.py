@@ -607,6 +607,39 @@ def test_ids_follow_the_epoch() -> None:
     assert late.is_exact
 
 
+@pytest.mark.parametrize("size", [1, 40])
+def test_text_that_another_worker_overruled_is_not_gone_on_from(size: int) -> None:
+    """A failover lost what two had, and not a third: those attach anew, and it is sent what is there."""
+    house = a_house(2)
+    house.append("kept by all ")
+    behind = house.view(explicit=True, size=len(house.server.journal))
+    behind.takes = False  # it has what is kept, and no room for more
+    house.settle()
+    house.append("lost with its worker")
+    house.settle()
+    kept = house.server.log[:-1]
+    lost = [viewer for viewer in house.viewers if viewer is not behind]
+    had = [viewer.text for viewer in lost]
+    house.server.log, house.server.journal = kept, house.server.journal[: kept[-1][0].end]
+    house.server.epoch = 2
+    house.server.starts.append(len(house.server.journal))
+    house.feed.recover()
+    house.settle()
+    house.append("other text " * size)  # shorter than what was lost, or longer
+    house.settle()
+    house.feed.look()
+    house.settle()
+    assert [viewer.consumer.ended.done() for viewer in house.viewers] == [True, True, False]
+    assert [viewer.consumer.ended.result() for viewer in lost] == [Ending.LOST] * 2
+    assert [viewer.text for viewer in lost] == had
+    for _ in range(5):  # it does not come to rest: more was heard of than is there now
+        behind.take()
+        house.flow()
+        house.turn()
+    assert behind.consumer.outlet.epoch == 2
+    assert behind.is_beginning
+
+
 # --- what is kept
 
 
