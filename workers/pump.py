@@ -21,6 +21,7 @@ from relay.requests import StreamRequest
 from relay.settings import Settings
 from workers.governor import Governor
 from workers.metrics import Metrics
+from workers.pacemaker import Pacemaker
 from workers.readers import Readers
 from workers.sources.base import Batch, Finish, Generation, Prefix
 from workers.writer import Writer
@@ -65,13 +66,14 @@ class Pump:
         self._tail = b""  # the last bytes of the content
         self.tokens = 0  # of the whole response
         self._tokens_most = _asked(request)
-        readers = Readers(journal, self.writer, request.pace if request is not None else "fastest")
+        terms = _terms(settings, request)
+        readers = Readers(journal, self.writer, _pacemaker(terms, request))
         self.writer.on_append = readers.grew
         self.governor = Governor(
             journal.id,
             readers,
             self.writer,
-            _terms(settings, request),
+            terms,
             metrics,
             tell=self._tell,
             abandon=lambda: self.stop("abandoned"),
@@ -226,6 +228,12 @@ def _terms(settings: Settings, request: StreamRequest | None) -> Terms:
         abandon_after_s=settings.abandon_after_s,
         background=request is not None and request.background,
     )
+
+
+def _pacemaker(terms: Terms, request: StreamRequest | None) -> Pacemaker:
+    pace = request.pace if request is not None else "fastest"
+    # Half the pause: before the ladder ends the answer for everyone.
+    return Pacemaker(pace, window_bytes=terms.window_bytes, patience_s=terms.pause_max_s / 2)
 
 
 def _asked(request: StreamRequest | None) -> int:

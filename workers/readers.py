@@ -1,21 +1,21 @@
 """Who reads a response, how far they are, and how old the oldest thing is that the pacing one lacks."""
 
 import asyncio
-from typing import Literal
 
 from relay.backlog import Backlog
 from relay.errors import RelayError
 from relay.journal import LIVE_MS, Journal
+from workers.pacemaker import Pacemaker
 from workers.writer import Writer
 
 
 class Readers:
     """What the last look showed. Without a live consumer the last one's place holds."""
 
-    def __init__(self, journal: Journal, writer: Writer, pace: Literal["fastest", "slowest"]) -> None:
+    def __init__(self, journal: Journal, writer: Writer, pacemaker: Pacemaker) -> None:
         self._journal = journal
         self._writer = writer
-        self._pace = max if pace == "fastest" else min
+        self._pacemaker = pacemaker
         self._loop = asyncio.get_running_loop()
         self._backlog = Backlog()
         self.confirmed = 0  # of the pacing consumer
@@ -51,10 +51,10 @@ class Readers:
         if is_news:
             self.watched_s += now - self._looked_at
         self._looked_at, self._reconnects = now, reconnects
-        live = [c.position for c in consumers if c.idle_ms is not None and c.idle_ms < LIVE_MS]
+        live = {c.id: c.position for c in consumers if c.idle_ms is not None and c.idle_ms < LIVE_MS}
         self.has_live = bool(live)
         if live:
-            self.confirmed = self._pace(live)
+            self.confirmed = self._pacemaker.choose(self.watched_s, self._writer.produced, live)
         elif consumers:
             self.confirmed = max(self.confirmed, *(c.position for c in consumers))
         self._backlog.confirmed(self.confirmed)
