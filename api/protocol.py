@@ -20,6 +20,7 @@ from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from api import sse
 from api.condition import TcpTimes
 from relay.errors import SettingsInvalid
 from relay.settings import Settings
@@ -38,6 +39,8 @@ _HAS_OUTQ = sys.platform == "linux"
 _ZERO = b"\0\0\0\0"
 # Of struct tcp_info: tcpi_busy_time and tcpi_rwnd_limited, two unsigned 64-bit counts of microseconds.
 _INFO_AT, _INFO_SIZE, _INFO_TIMES = 168, 184, struct.Struct("=2Q")
+_TCP_CLOSE = 7  # of tcp_states.h, the first byte of struct tcp_info
+_LOOK_FIRST_S, _LOOK_LAST_S = 0.02, 1.0  # at a connection whose client has closed its side
 
 
 class ClientSocket:
@@ -92,6 +95,18 @@ class ClientSocket:
             return None
         return TcpTimes(*_INFO_TIMES.unpack_from(info, _INFO_AT)) if len(info) >= _INFO_SIZE else None
 
+    @property
+    def is_reset(self) -> bool:
+        """Whether the kernel knows the connection to be gone; also where nothing reads that would notice."""
+        if self._fd < 0 or self._sock is None:
+            return True
+        if not _HAS_OUTQ:
+            return False  # a write will notice
+        try:
+            return self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
+        except OSError:
+            return True
+
     def close(self) -> None:
         """Drop the connection, with what has not been sent."""
         self._transport.abort()
@@ -121,13 +136,40 @@ class RelayProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=WRITE_BUFFER_HIGH)
         self._client_socket = ClientSocket(transport)
+        self._look_timer: asyncio.TimerHandle | None = None
         self._begin_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the reader, if there is one: it does not wait in `receive`."""
         super().connection_lost(exc)
         self._head_timer.cancel()
+        if self._look_timer is not None:
+            self._look_timer.cancel()
         self._client_socket.lost()
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client sends no more. It may read on: what it has asked for is answered to its end.
+
+        A client that has closed altogether looks the same, until something is sent to it: then its kernel
+        answers with a reset. So a stream says something at once, and the connection is looked at for it.
+        """
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete or cycle.more_body or self.scheme == "https":
+            return False
+        cycle.keep_alive = False  # nothing more can be asked here
+        if cycle.response_started and self._client_socket.written > self._written_before:
+            self._client_socket.write(sse.KEEPALIVE)
+        self._look_after(_LOOK_FIRST_S)
+        return True
+
+    def _look_after(self, wait_s: float) -> None:
+        self._look_timer = self.loop.call_later(wait_s, self._look, min(2 * wait_s, _LOOK_LAST_S))
+
+    def _look(self, next_s: float) -> None:
+        if self._client_socket.is_reset:
+            self._client_socket.close()
+        else:
+            self._look_after(next_s)
 
     def data_received(self, data: bytes) -> None:
         """Parse; a head that is not whole after HEAD_MAX_BYTES is answered 431 and ended."""
@@ -142,6 +184,7 @@ class RelayProtocol(HttpToolsProtocol):
         """Each request of the connection sees the same socket."""
         super().on_message_begin()
         cast("dict[str, Any]", self.scope)["extensions"] = {EXTENSION: self._client_socket}
+        self._written_before = self._client_socket.written
         self._head_timer.cancel()
         self._begin_head()
 
