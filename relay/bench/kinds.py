@@ -32,7 +32,7 @@ async def stalled(reader: Reader) -> None:
     """Reads the first events, then nothing; the connection stays."""
     await reader.connect()
     if await reader.begun():
-        await asyncio.sleep(_absence_s(reader))
+        await _absence(reader)
         await reader.rest()
 
 
@@ -200,16 +200,22 @@ async def read(
     return told
 
 
+async def _absence(reader: Reader) -> None:
+    habits = reader.habits
+    if habits.called_back is not None:
+        await habits.called_back()
+    else:
+        await asyncio.sleep(_FOR_GOOD_S if habits.absent_s is None else habits.absent_s)
+
+
 async def _stay_away(reader: Reader) -> None:
-    if reader.habits.absent_s is None:
-        reader.outcome.ended = Ended.LEFT
-    await asyncio.sleep(_absence_s(reader))
+    """The absence of one that has no connection meanwhile."""
+    before = reader.outcome.ended
+    reader.outcome.ended = Ended.LEFT  # unless it comes back
+    await _absence(reader)
+    reader.outcome.ended = before
 
 
 async def _return(reader: Reader) -> None:
     await reader.connect()
     await reader.rest()
-
-
-def _absence_s(reader: Reader) -> float:
-    return _FOR_GOOD_S if reader.habits.absent_s is None else reader.habits.absent_s

@@ -40,13 +40,15 @@ class Habits:
     """The parameters of the kinds. Bytes of the socket where nothing else is said, and seconds.
 
     `absent_s` is for how long a stalled, vanished or resetting reader stays away before it reads on, from
-    its last id where it has lost the connection; None: for good.
+    its last id where it has lost the connection; None: for good. Where `called_back` is given it stays
+    away until that returns instead.
     """
 
     receive_buffer: int = 4096  # SO_RCVBUF; a fast reader has the kernel's own
     maxseg: int | None = 1448
     after_events: int = 1  # well-behaved until it has seen so many
     absent_s: float | None = None
+    called_back: Callable[[], Awaitable[object]] | None = None
     drip_bytes_per_s: float = 1024.0
     drip_every_s: float = 0.1
     flap_s: float = 1.0
