@@ -33,6 +33,7 @@ class Outlet:
 
     __slots__ = (
         "_metrics",
+        "_refused_at",
         "_unfit_at",
         "_unfit_room",
         "credit",
@@ -62,6 +63,7 @@ class Outlet:
         self._metrics = metrics
         # The offset, and the room in which no whole record was found there.
         self._unfit_at, self._unfit_room = -1, 0
+        self._refused_at = -1  # the offset of a record that is known, and not terminal, and did not fit
 
     def at(self, offset: int, epoch: int) -> "Outlet":
         """The same, with nothing written yet."""
@@ -82,11 +84,13 @@ class Outlet:
     def room_within(self, frames: int) -> int:
         """How many bytes, with so many frames at most; 0 also where it is known that no record fits.
 
-        Where one record may exceed a small credit, there is room for it.
+        Where one record may exceed a small credit, there is room for it. With explicit acks there is room
+        to see the next record whatever is out, once: it may be the terminal one, for which nobody waits.
         """
         ledger = self.ledger
         out = ledger.unconfirmed
-        if self._may_exceed:
+        may_be_last = self.credit.explicit and ledger.sent != self._refused_at and ledger.frames < frames
+        if self._may_exceed or may_be_last:
             return max(self.credit.size - out, _LARGEST_RECORD)
         room = self.credit.size - out if ledger.frames < frames else 0
         return 0 if ledger.sent == self._unfit_at and room <= self._unfit_room else room
@@ -118,6 +122,8 @@ class Outlet:
                 fitting.append(item)
         if fitting:
             self.send(render(fitting, self.epoch, self.form))
+        if len(fitting) < len(placed):
+            self._refused_at = ledger.sent
         return len(fitting) == len(placed)
 
     def write_part(self, data: bytes) -> None:

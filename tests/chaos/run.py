@@ -34,6 +34,7 @@ REPORT_EVERY_S = 10.0
 BOUND_S = 150.0  # over twice the nominal length of a response: then it hangs
 END_WITHIN_S = 60.0  # after the last fault
 KEPT_CALLS = 1000
+SLOW_S = 8.0
 SHOWN = 3  # violations of one response
 
 
@@ -172,6 +173,10 @@ class Chaos:
             self.recoveries[fault.name].append(took_s)
         shown = "not recovered" if took_s is None else f"all go on {took_s:.2f} s after"
         self._say(f"{fault.name}: {shown} ({len(watched)} watched)")
+        if took_s is not None and took_s > SLOW_S:
+            slow = [life for life in watched if (life.went_on_after(at + SETTLED_S) or at) - at > SLOW_S]
+            shown = ", ".join(f"{life.id} {'+'.join(life.plan.readers)}" for life in slow[:SHOWN])
+            self._say(f"  slower than {SLOW_S:g} s: {len(slow)}, such as {shown}")
 
     async def _recovered(self, watched: list[Life], at: float) -> float | None:
         """How long after `at` the last of them went on or had ended; None when one did not."""

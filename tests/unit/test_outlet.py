@@ -110,13 +110,28 @@ def test_a_client_that_confirms_half_a_window_at_a_time_is_never_waited_for() ->
     assert outlet.room_behind >= MAX_PAYLOAD + HEADER_MAX
     assert outlet.write(placed(content("y" * 900), base=502))
     assert outlet.ledger.sent > 1024
-    assert outlet.room_behind <= 0
     assert not outlet.write(placed(content("z"), base=outlet.ledger.sent))
+    assert outlet.room_behind <= 0
 
     outlet, _ = an_outlet(1024, explicit=True)
     outlet.write(placed(content("x" * 510)))  # 512 with its header: the client confirms that
     assert not outlet.write(placed(content("y" * 600), base=512))
     assert outlet.room_behind == outlet.room == 512
+
+
+def test_with_explicit_acks_the_next_record_is_looked_at_once_whatever_is_out() -> None:
+    """A terminal record needs no credit, but it must be read whole to be known for one."""
+    outlet, _ = an_outlet(1024, explicit=True)
+    text, last = placed(content("x" * 1000), DONE)
+    assert outlet.write([text])
+    assert outlet.room < len(encode(DONE)) <= outlet.room_behind
+    assert outlet.write([last])
+    assert outlet.has_terminal
+
+    outlet, _ = an_outlet(1024, explicit=True)
+    outlet.write(placed(content("x" * 1000)))
+    outlet.write_part(encode(content("y" * 100)))
+    assert outlet.room_behind <= outlet.room
 
 
 @pytest.mark.parametrize("terminal", [DONE, event(Channel.ERROR, {"code": "x"})])
