@@ -1,4 +1,4 @@
-"""The ids of responses: when they were made, and 64 random bits; so one that has expired is known as such.
+"""The ids of responses: they tell when, so that one that has expired is known as such.
 
 rs_6a1b2c3d0123456789abcdef     rs_ <8 hex: Unix seconds> <16 hex: random>
 """

@@ -3,8 +3,10 @@
 `relay settings` prints this table; the descriptions are its last column.
 """
 
+import difflib
 import ipaddress
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -150,6 +152,24 @@ def load(**given: Any) -> Settings:
             raise SettingsInvalid(message) from error
         name = str(first["loc"][0])
         raise SettingsInvalid(f"RELAY_{name.upper()}={_shown(name, first['input'])}: {message}") from error
+
+
+# RELAY_* variables that are no settings: of the command line, of ops, of tests; and what Kubernetes sets
+# for a service of that name.
+_OTHERS = re.compile(
+    r"RELAY_((URL|API_KEY|TRACE_FILE|METRICS_KEY|BIND|HOST|PORT|CONCURRENCY|(LLM_)?IMAGE)|(TEST|BENCH|CI)_.*"
+    r"|.*SERVICE_(HOST|PORT.*)|.*PORT(_\d+_(TCP|UDP).*)?)"
+)
+
+
+def misspelt(names: Iterable[str]) -> dict[str, str]:
+    """The RELAY_* variables that no setting has, each with the nearest that one has: they are ignored."""
+    known = [f"RELAY_{name.upper()}" for name in Settings.model_fields]
+    return {
+        name: next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.0)), "")
+        for name in sorted({name.upper() for name in names})
+        if name.startswith("RELAY_") and name not in known and not _OTHERS.fullmatch(name)
+    }
 
 
 def _shown(name: str, value: object) -> str:

@@ -680,7 +680,10 @@ def test_what_has_expired(house: House) -> None:
 
 def test_what_has_been_and_what_never_was() -> None:
     """Once its retention is over a response is 410; one that is lost before, or never was, is 404."""
-    with EmbeddedServer() as redis, Api(redis.url, retention_s=10, lease_s=2, lease_renew_s=0.5, pause_max_s=5) as api:
+    with (
+        EmbeddedServer() as redis,
+        Api(redis.url, retention_s=10, lease_s=2, lease_renew_s=0.5, pause_max_s=5) as api,
+    ):
         made, lost = api.create(), api.create()
         with admin(redis.url) as client:
             client.delete(*client.scan_iter(f"*{lost['id']}*"))

@@ -232,6 +232,24 @@ def test_bad_models_file(command: str, embedded_url: str, tmp_path: Path) -> Non
     assert f"RELAY_MODELS_FILE={models}" in line
 
 
+@pytest.mark.parametrize("command", ["api", "worker"])
+def test_misspelt_variable(command: str, tmp_path: Path) -> None:
+    """A variable that no setting has is one warning that names the nearest; others of ours are none."""
+    done = relay(
+        command,
+        cwd=tmp_path,
+        RELAY_REDIS_URL="redis://127.0.0.1:1/0",
+        RELAY_MAX_ACTIV="3",
+        RELAY_URL="http://127.0.0.1",
+        RELAY_API_SERVICE_HOST="10.0.0.1",
+        RELAY_API_PORT_8000_TCP="tcp://10.0.0.1:8000",
+    )
+    assert done.returncode == 1
+    warning, _ = done.stderr.splitlines()
+    assert json.loads(warning)["nearest"] == {"RELAY_MAX_ACTIV": "RELAY_MAX_ACTIVE"}
+    assert json.loads(warning)["level"] == "warning"
+
+
 def test_open_to_the_world(tmp_path: Path) -> None:
     """Without a key only this machine is served: another address is refused with what to do."""
     done = relay("up", "--host", "0.0.0.0", cwd=tmp_path)
