@@ -9,6 +9,7 @@ import typer
 from relay.fitness import Finding
 
 if TYPE_CHECKING:
+    from relay.address import Seeds
     from relay.settings import Settings
 
 _TIMEOUT_S = 3.0
@@ -46,37 +47,113 @@ def examine() -> Iterator[Finding]:
         yield Finding("error", str(error), "set it right in the environment or in .env; see: relay settings")
         return
     yield Finding("ok", "the settings are valid")
-    yield from _server(settings)
+    yield from _servers(settings)
     yield from _models(settings)
     yield _descriptors(settings)
     yield from _platform()
 
 
-def _server(settings: "Settings") -> Iterator[Finding]:
+def _servers(settings: "Settings") -> Iterator[Finding]:
+    """What RELAY_REDIS_URL leads to: one server, the primary that sentinels name, or those of a cluster."""
+    from relay.address import parse_seeds  # noqa: PLC0415 - imported for this command alone
+    from relay.cli.settings import without_password  # noqa: PLC0415
+    from relay.errors import SettingsInvalid  # noqa: PLC0415
+
+    try:
+        seeds = parse_seeds(settings.redis_url)
+    except SettingsInvalid as error:
+        yield Finding("error", str(error), "see the head of relay/address.py for the forms")
+        return
+    if seeds is None:
+        yield from _server(settings.redis_url, without_password(settings.redis_url))
+        return
+    found: set[tuple[str, int]] = set()
+    yield from (_sentinels if seeds.kind == "sentinel" else _cluster)(seeds, found)
+    for host, port in sorted(found):
+        yield from _server(seeds.url(host, port), f"{host}:{port}")
+
+
+def _client(url: str) -> Any:
     import redis  # noqa: PLC0415 - imported for this command alone
     from redis.backoff import NoBackoff  # noqa: PLC0415
     from redis.retry import Retry  # noqa: PLC0415
 
-    from relay.cli.settings import without_password  # noqa: PLC0415
+    return redis.Redis.from_url(
+        url,
+        socket_timeout=_TIMEOUT_S,
+        socket_connect_timeout=_TIMEOUT_S,
+        retry=Retry(NoBackoff(), 0),
+        decode_responses=True,
+    )
+
+
+def _server(url: str, shown: str) -> Iterator[Finding]:
+    import redis  # noqa: PLC0415 - imported for this command alone
+
     from relay.fitness import judge  # noqa: PLC0415
 
-    shown = without_password(settings.redis_url)
     remedy = "start it, or set RELAY_REDIS_URL; `relay up` brings a server of its own"
     try:
-        client = redis.Redis.from_url(
-            settings.redis_url,
-            socket_timeout=_TIMEOUT_S,
-            socket_connect_timeout=_TIMEOUT_S,
-            retry=Retry(NoBackoff(), 0),
-            decode_responses=True,
-        )
-        with client:
+        with _client(url) as client:
             info: dict[str, Any] = client.info()
             yield Finding("ok", f"{shown} answers")
             yield from judge(info, _config(client))
             yield _clock(client)
     except (redis.RedisError, OSError, ValueError, TypeError) as error:
         yield Finding("error", f"{shown}: {' '.join(str(error).split())}", remedy)
+
+
+def _sentinels(seeds: "Seeds", primaries: set[tuple[str, int]]) -> Iterator[Finding]:
+    """What each sentinel says; the primary of those that know one goes into `primaries`."""
+    import redis  # noqa: PLC0415 - imported for this command alone
+
+    for url, (host, port) in zip(seeds.seed_urls, seeds.hosts, strict=True):
+        try:
+            with _client(url) as client:
+                state: dict[str, Any] = client.sentinel_master(seeds.service)
+        except (redis.RedisError, OSError) as error:
+            yield Finding(
+                "warning", f"sentinel {host}:{port}: {error}", "a failover needs most sentinels: start it"
+            )
+            continue
+        primaries.add((state["ip"], int(state["port"])))
+        if int(state["num-slaves"]) == 0:
+            yield Finding(
+                "warning",
+                f"sentinel {host}:{port} knows no replica of {seeds.service}",
+                "start one: without it there is nobody to fail over to",
+            )
+        else:
+            yield Finding("ok", f"sentinel {host}:{port} knows {seeds.service} and its replicas")
+    if len(primaries) != 1:
+        yield Finding(
+            "error",
+            f"the sentinels name {len(primaries)} primaries of {seeds.service}",
+            "set RELAY_REDIS_URL to sentinels that watch this service and reach each other",
+        )
+
+
+def _cluster(seeds: "Seeds", primaries: set[tuple[str, int]]) -> Iterator[Finding]:
+    """What the first node that answers says of the cluster; its primaries go into `primaries`."""
+    import redis  # noqa: PLC0415 - imported for this command alone
+
+    for url, (host, port) in zip(seeds.seed_urls, seeds.hosts, strict=True):
+        try:
+            with _client(url) as client:
+                state: dict[str, str] = client.execute_command("CLUSTER INFO")
+                shards = client.execute_command("CLUSTER SLOTS")
+        except (redis.RedisError, OSError) as error:
+            yield Finding("warning", f"node {host}:{port}: {error}", "start it, or name another one")
+            continue
+        primaries |= {(shard[2][0] or host, int(shard[2][1])) for shard in shards}
+        if state["cluster_state"] != "ok":
+            yield Finding("error", "the cluster is down", "see CLUSTER NODES: a slot has no primary")
+        else:
+            yield Finding("ok", f"the cluster is up, with {len(primaries)} primaries")
+        if any(len(shard) < 4 for shard in shards):
+            yield Finding("warning", "a primary has no replica", "add one: its slots die with it")
+        return
+    yield Finding("error", "no node of the cluster answers", "start it, or set RELAY_REDIS_URL right")
 
 
 def _config(client: Any) -> dict[str, Any]:
