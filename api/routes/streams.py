@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, StreamingResponse
 from api.protocol import EXTENSION
 from api.response import EventStream
 from api.state import State, state_of
+from relay import acks
 from relay.errors import Expired, InvalidValue, Malformed, NotFound, Unavailable
 from relay.ids import has_expired
 from relay.journal import Journal, Snapshot
@@ -151,7 +152,8 @@ async def events(  # noqa: PLR0917 FastAPI's parameters are by name
         return Response(status_code=204)
     if position is not None and position.offset:
         state.metrics.resumes["log" if attached.offset == attached.head else "journal"] += 1
-    return EventStream(state.node, reader, attached)
+    begins = f"{attached.offset}-{attached.epoch}".encode()
+    return EventStream(state.node, reader, attached, [(b"relay-position", begins)])
 
 
 @router.post("/{response_id}/consumers/{consumer}/ack", status_code=204)
@@ -161,11 +163,14 @@ async def acknowledge(request: Request, response_id: str, consumer: str, ack: Ac
     offset = ack.position if isinstance(ack.position, int) else Position.parse(ack.position).offset
     if not 0 <= offset <= snapshot.head:
         raise InvalidValue(f"position: 0 to {snapshot.head}, the end of the response", param="position")
+    if offset < snapshot.head:
+        await journal.check_boundary(offset)  # who returns by name begins there
     known = {state.id for state in await journal.consumers()}
     if consumer not in known:
         raise NotFound(f"this response has no consumer {consumer[:64]!r}")
-    # The node that holds the connection may be another one: it hears of this by the bell.
-    journal.wire.post("SPUBLISH", journal.keys.bell, f"ack {consumer} {offset}")
+    # The node that holds the connection may be another one: it hears of this by the bell, or it looks.
+    if not await acks.acknowledge(journal, consumer, offset):
+        raise NotFound("the response is gone")
     return Response(status_code=204)
 
 

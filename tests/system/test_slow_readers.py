@@ -575,3 +575,18 @@ def test_the_slowest_is_waited_for_with_patience(viewed: dict[tuple[str, str], V
     assert {"paused", "resumed"} <= set(fast.outcome.notices), fast.outcome.notices
     assert "shortened" not in fast.outcome.notices
     assert fast.outcome.gaps.max_us > 500_000
+
+
+# --- acknowledging
+
+
+def test_an_ack_inside_a_record_is_refused(house: House) -> None:
+    """Whoever returns by name would begin in the middle of it; as it is, the text is whole."""
+    response_id = house.create("simulated", 30, tokens=40, rate=0)
+    house.api.wait_status(response_id, "completed")
+    path = f"/v1/streams/{response_id}"
+    with Reader(house.api.port, f"{path}/events?consumer=me&window=4096").some(2) as reader:
+        inside = reader.position - 1
+    answer = house.api.call("POST", f"{path}/consumers/me/ack", {"position": inside})
+    assert (answer.status, answer.json["error"]["code"]) == (400, "malformed_request")
+    assert Reader(house.api.port, f"{path}/events?consumer=me").run().exact() == ""
