@@ -7,6 +7,7 @@ consumer comes back to it.
 from typing import TYPE_CHECKING
 
 from api.ending import Ending
+from relay.acks import read_acked, send_acked
 from relay.errors import OutOfMemory, Unavailable
 from relay.journal import read_entries, read_epochs
 from relay.link import Reply
@@ -84,9 +85,15 @@ class Group:
         reply.add_done_callback(self._on_reset)
 
     def seen(self) -> None:
-        """Say that its connection is still there; an error says that the group is not."""
+        """Say that its connection is still there; an error says that the group is not.
+
+        Where acks are explicit and one is missing, look for it: the bell may have rung unheard.
+        """
+        consumer = self._consumer
         try:
             self._journal.send_seen(self._name, self._connection).add_done_callback(self._has_value)
+            if consumer.outlet.credit.explicit and consumer.ledger.unconfirmed:
+                send_acked(self._journal, self._name).add_done_callback(self._on_acked)
         except Unavailable:
             return
 
@@ -112,6 +119,10 @@ class Group:
         self.is_reading = False
         if self._has_value(data) and self._has_value(epochs):
             self._consumer.on_bytes(data.result(), read_epochs(epochs.result()))
+
+    def _on_acked(self, reply: Reply) -> None:
+        if self._has_value(reply):
+            self._consumer.acknowledge(read_acked(reply.result()))
 
     def _on_reset(self, reply: Reply) -> None:
         self.is_reading = False

@@ -214,7 +214,8 @@ class Journal:
         scripts.post_detach(
             self.wire, self.keys, consumer=consumer, connection=connection, offset=offset, keep=keep
         )
-        self.wire.post("HDEL", self.keys.meta, HEALTH + consumer)
+        fields = [HEALTH + consumer] if keep else [HEALTH + consumer, scripts.ACKED + consumer]
+        self.wire.post("HDEL", self.keys.meta, *fields)
 
     # --- who reads, and how far they are
 

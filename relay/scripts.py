@@ -49,6 +49,7 @@ NOTE_HEALTH = Script("note_health")
 COUNT = Script("count_entries")
 RESET = Script("reset_consumer")
 FORGET = Script("forget_response")
+ACKED = "acked:"  # prefix of a consumer's field in the meta: see `relay.acks`
 ALL = (OPEN, CLAIM, APPEND, CLOSE, RENEW, RELEASE, CANCEL, ATTACH, DETACH, NOTE_HEALTH, COUNT, RESET, FORGET)
 
 
@@ -257,7 +258,7 @@ async def attach_consumer(
     reply = await ATTACH.run(
         wire,
         (keys.meta, keys.journal, keys.log),
-        (consumer, connection, offset, epoch, limit, retention_s, most, keys.bell),
+        (consumer, connection, offset, epoch, limit, retention_s, most, keys.bell, ACKED + consumer),
     )
     if reply[0] == b"FULL":
         raise Overloaded(f"this response has {most} consumers, the most it may have", retry_after_s=5)

@@ -4,14 +4,14 @@
 -- KEYS 1 meta  2 journal  3 log
 -- ARGV 1 consumer (the group)  2 connection (its one member)  3 offset, or -1 for where the consumer was
 --      4 epoch of that offset  5 limit in bytes  6 retention_s  7 most groups on one response
---      8 bell (channel)
+--      8 bell (channel)  9 the field of the meta with what the consumer's client has said it has processed
 -- Returns {'OK', offset, head, status, epoch, bytes, rewound (0 or 1)}, {'GONE'} or {'FULL'}.
 -- Atomic, because between history and live nothing may be missed or seen twice.
 --
 -- The group's last delivered ID is made `offset-<largest>`: every entry that ends after the offset is
 -- unread, under any epoch. Whoever was attached before loses its pending entries to this one, and
 -- hears of it on the bell.
-local meta = redis.call('HMGET', KEYS[1], 'status', 'starts', 'epoch')
+local meta = redis.call('HMGET', KEYS[1], 'status', 'starts', 'epoch', ARGV[9])
 if not meta[1] then
   return {'GONE'}
 end
@@ -31,6 +31,20 @@ end
 if not known and count >= tonumber(ARGV[7]) then
   return {'FULL'}
 end
+-- What a later epoch overruled is lost. Of an epoch that is not known here even its start is: a failover
+-- lost the claim itself, and only the beginning is certain.
+local function valid(from, epoch)
+  local at = from
+  local is_known = from == 0
+  for one, start in string.gmatch(meta[2], '(%d+):(%d+)') do
+    one = tonumber(one)
+    is_known = is_known or one == epoch
+    if one > epoch then
+      at = math.min(at, tonumber(start))
+    end
+  end
+  return is_known and at or 0
+end
 local rewound = 0
 if offset < 0 then
   offset = 0
@@ -47,26 +61,18 @@ if offset < 0 then
       offset = math.min(offset, known_start and tonumber(string.match(oldest, '^%d+')) - #entry[2][2] or 0)
     end
   end
+  -- An ack that nobody heard, for its reader or the node's connection to Redis had just gone.
+  local acked, epoch = string.match(meta[4] or '', '^(%d+)-(%d+)$')
+  if acked then
+    offset = math.max(offset, math.min(head, valid(tonumber(acked), tonumber(epoch))))
+  end
 else
-  -- What a later epoch overruled is lost. Of an epoch that is not known here even its start is: a failover
-  -- lost the claim itself, and only the beginning is certain.
-  local epoch = tonumber(ARGV[4])
-  local at = offset
-  local is_known = offset == 0
-  for one, start in string.gmatch(meta[2], '(%d+):(%d+)') do
-    one = tonumber(one)
-    is_known = is_known or one == epoch
-    if one > epoch then
-      at = math.min(at, tonumber(start))
-    end
-  end
-  if not is_known then
-    at = 0
-  end
+  local at = valid(offset, tonumber(ARGV[4]))
   if at < offset then
     offset = at
     rewound = 1
   end
+  redis.call('HDEL', KEYS[1], ARGV[9])  -- it says itself where it is
 end
 local id = string.format('%.0f', offset) .. last
 if known then

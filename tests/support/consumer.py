@@ -217,6 +217,7 @@ class FakeServer:
         self.starts = [0]  # of the first epoch, and of each after it
         self.status = b"running"
         self.groups: dict[bytes, Group] = {}
+        self.acks: dict[bytes, bytes] = {}  # fields of the meta
         self.gone = False
         self.publish: Callable[[bytes], None] = lambda _payload: None
 
@@ -296,10 +297,15 @@ class FakeServer:
         self.groups[group].last = StreamId.parse(last)
         return b"OK"
 
-    def hdel(self, _key: bytes, field: bytes) -> int:
-        """A consumer's health goes with it."""
-        assert field.startswith(b"health:")
-        return 0
+    def hget(self, _key: bytes, field: bytes) -> bytes | None:
+        """A consumer's last ack."""
+        assert field.startswith(b"acked:")
+        return None if self.gone else self.acks.get(field)
+
+    def hdel(self, _key: bytes, *fields: bytes) -> int:
+        """A consumer's health goes with it, and its acks with its name."""
+        assert all(field.startswith((b"health:", b"acked:")) for field in fields)
+        return sum(self.acks.pop(field, None) is not None for field in fields)
 
     def evalsha(self, sha: bytes, count: bytes, *rest: bytes) -> Any:
         """`attach_consumer` and `detach_consumer`, retold."""

@@ -409,6 +409,22 @@ def test_acks_beyond_what_was_sent_or_from_the_past_change_nothing() -> None:
     assert rig.consumer.ledger.confirmed == sent
 
 
+def test_an_ack_that_was_not_heard_is_found_by_the_sweep() -> None:
+    """The bell rang while the connection was away: what Redis keeps of the ack makes room all the same."""
+    rig = Rig(size=300, explicit=True)
+    rig.begin()
+    for _ in range(10):
+        rig.append("x" * 80)
+    rig.settle()
+    sent = rig.consumer.ledger.sent
+    assert sent < len(rig.server.journal)
+    rig.server.acks[b"acked:c"] = b"%d-1" % rig.ids[-1]
+    rig.sweep()
+    rig.settle()
+    assert rig.consumer.ledger.confirmed == sent
+    assert rig.consumer.ledger.sent > sent
+
+
 def test_an_ack_means_nothing_to_a_consumer_without_a_window() -> None:
     """Where the kernel's word counts, an ack call cannot run ahead of it."""
     rig = live_rig()
