@@ -34,7 +34,7 @@ REPORT_EVERY_S = 10.0
 BOUND_S = 150.0  # over twice the nominal length of a response: then it hangs
 END_WITHIN_S = 60.0  # after the last fault
 KEPT_CALLS = 1000
-SLOW_S = 8.0
+SLOW_S = 5.0
 SHOWN = 3  # violations of one response
 
 
