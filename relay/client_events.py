@@ -150,6 +150,12 @@ class Ledger:
         self._text_bytes = 0
         self.position = after
 
+    def begin_at(self, position: Position) -> None:
+        """The relay says where this reader begins; nothing has been read yet."""
+        if position.offset:
+            self._began = self._began._replace(position=position)
+            self.position = position
+
     def advance(self, event_id: str | None, *, kind: str) -> Position:
         """Move to an event's position. Raises OutOfOrder when that is not forward.
 

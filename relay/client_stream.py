@@ -167,6 +167,10 @@ class Stream:
         # The name must stay ours: a new one with every cut would leave consumers behind that nobody is.
         if name := answer.headers.get("relay-consumer"):
             self._params["consumer"] = name
+        # A name that the relay knows goes on where it was: what came before is not ours to verify.
+        if last_id is None and (begins := answer.headers.get("relay-position")):
+            self._ledger.begin_at(Position.parse(begins))
+            self._acked = self.position.offset
         return self._chunks
 
     async def _disconnect(self) -> None:

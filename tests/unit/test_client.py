@@ -247,6 +247,22 @@ async def test_starts_after_a_position() -> None:
     assert not events[-1].verified
 
 
+async def test_a_known_name_goes_on_where_it_was() -> None:
+    """The relay says where that is: the rest comes, and nobody claims to have verified the whole."""
+    frames = script()
+    head = HEAD.replace(b"\r\n\r\n", f"\r\nRelay-Position: {frames[3][0]}-1\r\n\r\n".encode())
+
+    async def goes_on(_request: Request, writer: asyncio.StreamWriter) -> None:
+        body = b"".join(data for _, data in frames[4:])
+        writer.write(head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+
+    async with relay(goes_on) as fake, client(fake) as reader:
+        events = [event async for event in reader.stream("r1", consumer="phone")]
+    assert text(events) == "".join(TOKENS[3:])
+    assert isinstance(events[-1], Done)
+    assert not events[-1].verified
+
+
 async def test_digest_mismatch() -> None:
     """Content that is not what was made is an error at the end, never a silent success."""
     async with relay(plays(script(sha256="0" * 64))) as fake:
