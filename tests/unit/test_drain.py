@@ -17,7 +17,8 @@ from relay.topology import Topology
 
 async def test_a_draining_node_takes_no_reader() -> None:
     """It would hold a reader that nobody tells to go; 503 sends it to another node at once."""
-    node = Node(Settings(), cast("Topology", SimpleNamespace(wires=list)), Metrics())
+    topology = SimpleNamespace(on_change=lambda _recover: None)
+    node = Node(Settings(), cast("Topology", topology), Metrics())
     node.drain()
     nothing: Any = None
     with pytest.raises(Draining) as refused:
