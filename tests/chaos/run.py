@@ -175,8 +175,10 @@ class Chaos:
         self._say(f"{fault.name}: {shown} ({len(watched)} watched)")
         if took_s is not None and took_s > SLOW_S:
             slow = [life for life in watched if (life.went_on_after(at + SETTLED_S) or at) - at > SLOW_S]
-            shown = ", ".join(f"{life.id} {'+'.join(life.plan.readers)}" for life in slow[:SHOWN])
-            self._say(f"  slower than {SLOW_S:g} s: {len(slow)}, such as {shown}")
+            self._say(f"  slower than {SLOW_S:g} s: {len(slow)}, such as")
+            for life in slow[:SHOWN]:
+                self._keep_history(life)
+                self._say(f"    {life.id} {'+'.join(life.plan.readers)}: {life.standing}")
 
     async def _recovered(self, watched: list[Life], at: float) -> float | None:
         """How long after `at` the last of them went on or had ended; None when one did not."""
@@ -196,10 +198,14 @@ class Chaos:
     # --- words
 
     def _wrong(self, life: Life, what: str) -> None:
+        path = self._keep_history(life)
+        self._problem(f"{life.id} {'+'.join(life.plan.readers)} {life.plan.model}: {what} -> {path}")
+
+    def _keep_history(self, life: Life) -> Path:
         self._keep.mkdir(parents=True, exist_ok=True)
         path = self._keep / f"{life.id or 'unmade'}-{life.plan.number}.jsonl"
         path.write_text(life.dump())
-        self._problem(f"{life.id} {'+'.join(life.plan.readers)} {life.plan.model}: {what} -> {path}")
+        return path
 
     def keep_logs(self) -> None:
         """Beside the histories."""
@@ -254,14 +260,14 @@ def _leaves(group: BaseExceptionGroup) -> list[BaseException]:
     return found
 
 
-async def chaos(shape: str, *, minutes: float, **given: Any) -> Chaos:
+async def chaos(shape: str, *, minutes: float, keep_logs: bool = False, **given: Any) -> Chaos:
     """A whole run, its stage included; `given` is for `Chaos`."""
     async with stage(shape) as play:
         run = Chaos(play, **given)
         try:
             await run.run(minutes * 60)
         finally:
-            if run.problems:
+            if keep_logs or run.problems:
                 play.keep_logs()
                 run.keep_logs()
         return run
@@ -275,6 +281,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--topology", choices=nemesis.EVERYWHERE, default="single")
     parser.add_argument("--responses", type=int, default=200, help="in flight")
     parser.add_argument("--keep", type=Path, default=Path("chaos-violations"))
+    parser.add_argument("--logs", action="store_true", help="keep what the processes log in any case")
     parser.add_argument("--only", default="", help="faults with one of these words in their name, by commas")
     parser.add_argument("--replay", type=Path, default=None, help="judge a kept history again")
     given = parser.parse_args(arguments)
@@ -288,6 +295,7 @@ def main(arguments: Sequence[str]) -> int:
         chaos(
             given.topology,
             minutes=given.minutes,
+            keep_logs=given.logs,
             seed=seed,
             responses=given.responses,
             keep=given.keep,
