@@ -102,11 +102,12 @@ class Cluster:
                 del self.unsettled[slot]
             try:
                 served = await self._ask()
+                self._learn(served)
+                await self._retire(served)
             except Unavailable as error:
                 log.warning("no_slot_map", error=error.message)
-                continue
-            self._learn(served)
-            await self._retire(served)
+            except Exception:
+                log.exception("slot_map_failed")  # a defect of ours; the map that there is still serves
 
     async def close(self) -> None:
         """Close every wire."""

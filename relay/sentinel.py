@@ -69,8 +69,12 @@ class Sentinels:
         """Have the wires connect anew when the primary is another one. Until cancelled."""
         turn = 0
         while True:
-            with suppress(RedisError, OSError, TimeoutError, Unavailable):
+            try:
                 await self._follow(self._clients[turn % len(self._clients)])
+            except (RedisError, OSError, TimeoutError, Unavailable) as error:
+                log.debug("sentinel_lost", error=str(error))
+            except Exception:
+                log.exception("sentinel_watch_failed")  # a defect of ours; wires still ask when they break
             turn += 1  # that sentinel is gone: the next one
             await asyncio.sleep(LOOK_EVERY_S)
 

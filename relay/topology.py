@@ -9,7 +9,7 @@ No caller notices the difference, but for jobs: the two queues have slots of the
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from relay import scripts
@@ -23,6 +23,8 @@ from relay.line import Line
 from relay.sentinel import Sentinels
 from relay.settings import Settings
 from relay.wire import Options, Wire, open_wire
+
+CANCEL_AGAIN_S = 0.1
 
 
 class Topology:
@@ -216,9 +218,10 @@ async def _connected(url: str, options: Options) -> AsyncIterator[Topology]:
 
 
 async def _end(task: "asyncio.Task[Any]") -> None:
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
+    # Again and again: redis-py, in whose calls it may be, has been seen to swallow a cancellation.
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=CANCEL_AGAIN_S)
 
 
 async def check_fitness(wire: Wire) -> None:

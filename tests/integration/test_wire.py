@@ -251,6 +251,60 @@ async def test_subscriptions_are_made_again_after_a_break(redis_url: str) -> Non
         await wait_until_async(lambda: heard == [b"yes"], "the ring")
 
 
+async def test_a_listener_that_raises_costs_nobody_the_connection(redis_url: str) -> None:
+    """A defect in one listener is logged; the replies behind it come, and the other listeners hear."""
+    heard: list[bytes] = []
+
+    def broken(_payload: bytes) -> None:
+        raise ZeroDivisionError
+
+    async with open_wire(redis_url, name=NAME) as wire:
+        wire.subscribe("broken", broken)
+        wire.subscribe("bell", heard.append)
+        replies = [wire.send("SPUBLISH", channel, "yes") for channel in ("broken", "bell")]
+        assert await asyncio.gather(*replies, wire.send("PING")) == [1, 1, b"PONG"]
+        assert heard == [b"yes"]
+        assert wire.reconnects == 0
+
+
+async def test_a_reconnect_callback_that_raises_does_not_end_the_keeper(redis_url: str) -> None:
+    """The callbacks after it are called, and the next break is mended too."""
+    told: list[int] = []
+
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    async with open_wire(redis_url, name=NAME) as wire:
+        wire.on_reconnect(broken)
+        wire.on_reconnect(lambda: told.append(wire.reconnects))
+        for count in (1, 2):
+            with admin(redis_url) as client:
+                kill_client(client)
+            await wait_until_async(lambda count=count: len(told) == count, "the wire is back")  # type: ignore[misc]
+        assert told == [1, 2]
+
+
+async def test_a_refused_subscription_is_made_again() -> None:
+    """Busy, loading, or a cluster that is down for a moment: nobody stays deaf for that."""
+    heard: list[bytes] = []
+    refusals = [b"-LOADING not yet\r\n", b"-CLUSTERDOWN not now\r\n"]
+
+    def answer(command: Command) -> bytes | None:
+        if command[0] != b"SSUBSCRIBE":
+            return polite(command)
+        if refusals:
+            return refusals.pop(0)
+        return (
+            b">3\r\n$10\r\nssubscribe\r\n$4\r\nbell\r\n:1\r\n"
+            b">3\r\n$8\r\nsmessage\r\n$4\r\nbell\r\n$3\r\nyes\r\n"
+        )
+
+    async with fake_redis(answer) as fake, open_wire(fake.url) as wire:
+        wire.subscribe("bell", heard.append)
+        await wait_until_async(lambda: heard == [b"yes"], "the ring")
+        assert await wire.call("PING") == b"PONG"
+
+
 async def test_more_subscriptions_than_commands_in_flight_survive_a_break(redis_url: str) -> None:
     """The bound is on commands; no reader is left deaf by it."""
     heard: list[bytes] = []

@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from relay.errors import ConnectionLost, OutOfMemory, Refused, RelayError, SettingsInvalid, Unavailable
+from relay.errors import (
+    ConnectionLost,
+    OutOfMemory,
+    Redirected,
+    Refused,
+    RelayError,
+    SettingsInvalid,
+    Unavailable,
+)
 from relay.link import Link, Reply
 
 
@@ -419,3 +427,54 @@ async def test_silence_counts_from_the_first_command_owed_and_ends_with_any_data
     clock.now_s += 50
     assert rig.link.silent_s() == 0
     assert [await reply for reply in replies] == [b"A", b"B"]
+
+
+# --- a cluster, and a primary that is one no more
+
+
+async def test_a_redirection_is_told_before_its_command_fails() -> None:
+    """Whoever keeps the map knows the new place when the caller tries again."""
+    told: list[Redirected] = []
+    link = Link("nowhere:1", 100, lambda *_: None, lambda _: None, on_redirect=told.append)
+    link.connection_made(FakeTransport(link))
+    moved, asked = (link.send(("GET", "k")) for _ in range(2))
+    link.data_received(b"-MOVED 12 10.0.0.1:7000\r\n-ASK 13 :7001\r\n")
+    with pytest.raises(Redirected):
+        await moved
+    with pytest.raises(Redirected):
+        await asked
+    assert [(one.slot, one.host, one.port, one.asking) for one in told] == [
+        (12, "10.0.0.1", 7000, False),
+        (13, "", 7001, True),
+    ]
+
+
+async def test_a_server_that_is_read_only_is_left() -> None:
+    """It was a primary: its caller hears that it is unavailable, and the connection goes."""
+    rig = Rig()
+    reply, other = rig.echo("a", "b")
+    rig.link.data_received(b"-READONLY You can't write against a read only replica.\r\n")
+    assert rig.transport.aborted
+    with pytest.raises(Unavailable):
+        await reply
+    with pytest.raises(ConnectionLost):
+        await other
+
+
+async def test_a_moved_channel_does_not_shift_replies() -> None:
+    """The server ends a subscription while its end and a new one are on their way, and refuses this."""
+    deaf: list[str] = []
+    link = Link("nowhere:1", 100, lambda *_: None, lambda _: None, on_deaf=deaf.append)
+    link.connection_made(FakeTransport(link))
+    link.send_subscription("SUNSUBSCRIBE", "c")
+    link.send_subscription("SSUBSCRIBE", "c")
+    reply = link.send(("ECHO", "a"))
+    link.data_received(
+        confirmation(b"sunsubscribe", b"c")  # the server's own
+        + confirmation(b"sunsubscribe", b"c")  # the one that was asked for
+        + b"-MOVED 12 10.0.0.1:7000\r\n"
+        + b"+a\r\n"
+    )
+    assert await reply == b"a"
+    assert link.inflight == 0
+    assert deaf[-1] == "c"
