@@ -8,21 +8,18 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, StreamingResponse
 
+from api.opening import find, holds
 from api.protocol import EXTENSION
 from api.response import EventStream
-from api.state import State, state_of
+from api.state import state_of
 from relay import acks
-from relay.errors import Expired, InvalidValue, Malformed, NotFound, Unavailable
-from relay.ids import has_expired
-from relay.journal import Journal, Snapshot
+from relay.errors import InvalidValue, NotFound, Unavailable
 from relay.lifecycle import TERMINAL
-from relay.position import Position, valid_offset
+from relay.position import Position
 from relay.requests import StreamRequest
-from relay.scripts import EPOCH_NONCES
 
 router = APIRouter(prefix="/v1/streams", tags=["streams"])
 
-_ID = re.compile(r"rs_[0-9a-f]{24}")
 _CONSUMER = re.compile(r"[A-Za-z0-9._-]{1,64}")
 WINDOW = (256, 1_048_576)
 KEY_MAX = 255
@@ -86,7 +83,7 @@ async def recent(request: Request) -> dict[str, Any]:
 async def status(request: Request, response_id: str) -> dict[str, Any]:
     """How a response is: position, level, and each consumer's lag."""
     state = state_of(request)
-    journal, snapshot = await _find(request, response_id)
+    journal, snapshot = await find(request, response_id)
     described = state.responses.describe(
         response_id, snapshot, await state.responses.consumers(journal, snapshot)
     )
@@ -99,7 +96,7 @@ async def status(request: Request, response_id: str) -> dict[str, Any]:
 async def cancel(request: Request, response_id: str) -> dict[str, Any]:
     """Stop the generation everywhere; the readers get `done` with finish_reason `cancelled`."""
     state = state_of(request)
-    journal, _ = await _find(request, response_id)
+    journal, _ = await find(request, response_id)
     await state.responses.cancel(journal)
     return {"id": response_id, "status": (await journal.snapshot()).status}
 
@@ -107,7 +104,7 @@ async def cancel(request: Request, response_id: str) -> dict[str, Any]:
 @router.get("/{response_id}/text")
 async def text(request: Request, response_id: str) -> Response:
     """The content so far, as it is; read in slices, so that its size is nobody's memory."""
-    journal, snapshot = await _find(request, response_id)
+    journal, snapshot = await find(request, response_id)
 
     async def pieces() -> AsyncIterator[bytes]:
         async for piece in journal.text(snapshot.head):
@@ -136,11 +133,11 @@ async def events(  # noqa: PLR0917 FastAPI's parameters are by name
         raise Unavailable("this server cannot stream: run it by `relay api`")
     if consumer is not None and not _CONSUMER.fullmatch(consumer):
         raise InvalidValue("consumer: 1 to 64 of A-Z a-z 0-9 . _ -", param="consumer")
-    journal, snapshot = await _find(request, response_id)
+    journal, snapshot = await find(request, response_id)
     given = last_event_id or after
     position = Position.parse(given) if given else None
     if position is not None:
-        is_true = await _is_true(journal, snapshot, position, state)
+        is_true = await holds(journal, snapshot, position, state)
         if is_true and position.offset >= snapshot.head and snapshot.status in TERMINAL:
             state.metrics.resumes["done"] += 1
             return Response(status_code=204)
@@ -159,7 +156,7 @@ async def events(  # noqa: PLR0917 FastAPI's parameters are by name
 @router.post("/{response_id}/consumers/{consumer}/ack", status_code=204)
 async def acknowledge(request: Request, response_id: str, consumer: str, ack: Ack) -> Response:
     """Say that a consumer with `?window=` has processed up to a position; idempotent."""
-    journal, snapshot = await _find(request, response_id)
+    journal, snapshot = await find(request, response_id)
     offset = ack.position if isinstance(ack.position, int) else Position.parse(ack.position).offset
     if not 0 <= offset <= snapshot.head:
         raise InvalidValue(f"position: 0 to {snapshot.head}, the end of the response", param="position")
@@ -172,41 +169,3 @@ async def acknowledge(request: Request, response_id: str, consumer: str, ack: Ac
     if not await acks.acknowledge(journal, consumer, offset):
         raise NotFound("the response is gone")
     return Response(status_code=204)
-
-
-async def _find(request: Request, response_id: str) -> tuple[Journal, Snapshot]:
-    """The response and its meta, if the caller may open it. An id that we never make is not looked up."""
-    state = state_of(request)
-    caller = state.locks.caller(request)
-    if not _ID.fullmatch(response_id):
-        raise NotFound(f"no response {response_id[:64]!r}: never made, or its retention has ended")
-    journal = state.topology.journal(response_id)
-    snapshot = await journal.find()
-    if snapshot is None:
-        if has_expired(response_id, state.topology.server_time(), state.settings.retention_s):
-            raise Expired("this response is gone: its retention has ended")
-        raise NotFound(f"no response {response_id!r}: never made, or lost with its Redis")
-    state.locks.may_open(caller, snapshot.meta)
-    return journal, snapshot
-
-
-async def _is_true(journal: Journal, snapshot: Snapshot, position: Position, state: State) -> bool:
-    """Whether a position still holds; one in text that a failover lost does not, and the attach rewinds it.
-
-    Raises Malformed for a position that was never given out by this response.
-    """
-    if position.offset and position.epoch < EPOCH_NONCES:
-        raise Malformed(f"not the id of an event of this response: {position}")
-    if valid_offset(position, snapshot.starts) < position.offset:
-        return False
-    if position.offset < snapshot.head:
-        await journal.check_boundary(position.offset)
-    elif position.offset > snapshot.head and not await state.node.catches_up(journal, position.offset):
-        now = await journal.snapshot()
-        if valid_offset(position, now.starts) < position.offset:
-            return False
-        if now.status not in TERMINAL:
-            # Perhaps lost with its worker: whoever takes the response over says what is still true.
-            raise Unavailable(f"the text up to {position} is not here now", retry_after_s=1)
-        raise Malformed(f"beyond the end of this response: {position}")
-    return True
