@@ -163,13 +163,13 @@ class Node:
     async def sweep(self) -> None:
         """Visit every consumer once a second, a slice at a time; sample the lag. Until cancelled."""
         while True:
+            # Of those who are here now: in a list that changes, who leaves moves others past their turn.
+            present = self.consumers
             for turn in range(SWEEP_SLICES):
                 await asyncio.sleep(1 / SWEEP_SLICES)
-                for index, consumer in enumerate(self.consumers):
-                    if index % SWEEP_SLICES == turn:
-                        consumer.sweep()
-                    else:
-                        consumer.step()
+                due = set(present[turn::SWEEP_SLICES])
+                for consumer in self.consumers:
+                    (consumer.sweep if consumer in due else consumer.step)()
             for feed in tuple(self._responses.values()):
                 feed.look()
             self._sample()
