@@ -22,6 +22,7 @@ from relay.bench.wire import compare
 from relay.cli.bench_backpressure import backpressure
 from relay.cli.bench_options import Json, Options, finish, with_options
 from relay.cli.bench_readers import readers
+from relay.cli.bench_tune import tune
 from relay.embedded import EmbeddedServer
 from relay.journal import MAX_GROUPS
 
@@ -94,6 +95,7 @@ def capacity(
 
 app.command()(readers)
 app.command()(backpressure)
+app.command()(tune)
 
 
 @app.command()
