@@ -65,6 +65,8 @@ class Pacer:
 
     # A source slower than the rate is then never made to wait, which would slow it further.
     TOLERANCE_S = 0.1
+    # Timers tick in milliseconds: who waits for less comes back too early, again and again.
+    LEAST_WAIT_S = 0.001
 
     def __init__(self) -> None:
         self._debt = 0.0
@@ -78,4 +80,5 @@ class Pacer:
         """How long until the next read, at this rate since the last call; with None there is no wait."""
         elapsed_s, self._at_s = max(0.0, now_s - self._at_s), now_s
         self._debt = max(0.0, self._debt - rate * elapsed_s) if rate else 0.0
-        return max(0.0, self._debt / rate - self.TOLERANCE_S) if rate else 0.0
+        wait_s = self._debt / rate - self.TOLERANCE_S if rate else 0.0
+        return wait_s if wait_s >= self.LEAST_WAIT_S else 0.0

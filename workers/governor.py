@@ -110,7 +110,11 @@ class Governor:
         for step in decision.steps:
             self._metrics.steps[step.kind] += 1
             log.info(
-                "step", response=self._response_id, kind=step.kind, level=int(step.level), reason=step.reason
+                "step",
+                response=self._response_id,
+                kind=step.kind,
+                ladder=int(step.level),
+                reason=step.reason,
             )
             if step.kind is not Kind.CANCELLED:
                 self._tell(step)
@@ -139,7 +143,8 @@ class Governor:
                 if cause is None:
                     return
                 held_by = cause
-                await asyncio.sleep(min(wait_s, poll_s))
+                # For how long the pace holds is known; a window is over when a look says so.
+                await asyncio.sleep(min(wait_s, _POLL_LAST_S if cause == "pace" else poll_s))
                 now = self._loop.time()
                 self._metrics.throttled_s[held_by] += now - at
                 at = now
