@@ -29,7 +29,7 @@ RelayError
     └── SourceFailed       the generator could not go on; .code says why, .retryable whether to try again
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class RelayError(Exception):
@@ -216,8 +216,16 @@ class SourceFailed(RelayError):
     type = "upstream_error"
 
     def __init__(
-        self, code: str, message: str, *, retryable: bool, retry_after_s: float | None = None
+        self,
+        code: str,
+        message: str,
+        *,
+        retryable: bool,
+        retry_after_s: float | None = None,
+        upstream: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(message, retry_after_s=retry_after_s)
         self.failure_code = code
         self.failure_retryable = retryable
+        # Of a rejection: what the upstream told the caller, {"status","message","type","code","param"}.
+        self.upstream = upstream

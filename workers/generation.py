@@ -234,6 +234,8 @@ class GenerationJob:
         }
         if failure.retry_after_s is not None:
             data["retry_after_s"] = failure.retry_after_s
+        if failure.upstream is not None:
+            data["upstream"] = failure.upstream
         await self._close(pump, Status.FAILED, event(Channel.ERROR, data), "error", {"error": data})
 
     async def _end_lost(self, lost: StreamLost | Refused) -> None:

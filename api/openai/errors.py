@@ -20,6 +20,8 @@ STATUS = {
     "poison": 500,
     "internal_error": 500,
 }
+# Of a rejection by the upstream, as it was: these are about the request. Others are 400.
+_PASSED = frozenset((400, 409, 413, 415, 422))
 _TYPES = {400: "invalid_request_error", 401: "authentication_error", 404: "invalid_request_error"}
 
 
@@ -38,6 +40,8 @@ def refused(error: RelayError) -> JSONResponse:
 def failed(data: dict[str, Any]) -> JSONResponse:
     """The answer where a response failed before it began, from its `error` event."""
     status = STATUS.get(str(data.get("code")), 502)
+    if status == 400 and (said := (data.get("upstream") or {}).get("status")) in _PASSED:
+        status = said
     headers = {}
     if status in (429, 503):
         headers["Retry-After"] = str(math.ceil(data.get("retry_after_s") or errors.RETRY_AFTER_S))
@@ -45,8 +49,21 @@ def failed(data: dict[str, Any]) -> JSONResponse:
 
 
 def body_of(data: dict[str, Any], status: int | None = None) -> dict[str, Any]:
-    """The body of an error, from the `error` event that the native stream ends with."""
+    """The body of an error, from the `error` event that the native stream ends with.
+
+    A rejection is told in the upstream's own words, as if it had been asked directly.
+    """
     code = data.get("code")
-    kind = _TYPES.get(status or STATUS.get(str(code), 502), "rate_limit_error" if status == 429 else "")
-    error = {"message": data.get("message"), "type": kind or "server_error", "code": code, "param": None}
-    return {"error": error}
+    status = status or STATUS.get(str(code), 502)
+    kind = "rate_limit_error" if status == 429 else _TYPES.get(status, "server_error")
+    said = data.get("upstream") or {}
+    if said:
+        kind = said.get("type") or "invalid_request_error"
+    return {
+        "error": {
+            "message": said.get("message") or data.get("message"),
+            "type": kind,
+            "code": said.get("code", None if said else code),
+            "param": said.get("param"),
+        }
+    }

@@ -16,12 +16,6 @@ from relay.errors import InvalidValue, Malformed
 from relay.requests import StreamRequest
 
 _OURS = frozenset(StreamRequest.model_fields) - {"upstream"}
-# What the answer could not be carried in.
-_REFUSED = {
-    "functions": "give them as tools",
-    "function_call": "give it as tool_choice",
-    "audio": "only text is relayed",
-}
 
 
 class ChatRequest(NamedTuple):
@@ -43,9 +37,8 @@ def parse(body: dict[str, Any]) -> ChatRequest:
         raise InvalidValue("n: a relayed response has one choice", param="n")
     if fields.get("modalities", ["text"]) != ["text"]:
         raise InvalidValue("modalities: only text is relayed", param="modalities")
-    for name, remedy in _REFUSED.items():
-        if name in fields:
-            raise InvalidValue(f"{name}: {remedy}", param=name)
+    if "audio" in fields:
+        raise InvalidValue("audio: only text is relayed", param="audio")
     if "prompt" in fields:
         raise InvalidValue("prompt: a chat completion takes messages", param="prompt")
     more = {name: fields.pop(name) for name in list(fields) if name not in _OURS}

@@ -116,6 +116,7 @@ class ResponseEvents:
         delta = {"type": f"response.{kind}.delta", **self._where(index, place), "delta": text}
         if part == "output_text":
             delta["logprobs"] = more.get("logprobs", [])
+            self._output[index]["content"][place]["logprobs"].extend(delta["logprobs"])
         return [*events, delta]
 
     def _part(self, kind: str, part: str) -> tuple[list[Event], int, int]:
@@ -215,7 +216,7 @@ class ResponseEvents:
             self._join(part)
             where, key = self._where(index, place), _text_key(part)
             done = {"type": f"response.{part['type']}.done", **where, key: part[key]}
-            events.append(done | ({"logprobs": []} if part["type"] == "output_text" else {}))
+            events.append(done | ({"logprobs": part["logprobs"]} if part["type"] == "output_text" else {}))
             events.append({"type": "response.content_part.done", **where, "part": part})
         return [*events, {"type": "response.output_item.done", "output_index": index, "item": item}]
 

@@ -175,7 +175,7 @@ async def test_every_kind_of_delta() -> None:
     script = answer(
         chunk(role="assistant", content=""),
         chunk(reasoning_content="hm"),
-        chunk(reasoning="m"),
+        chunk(reasoning_content="m"),
         "So",
         *(chunk(tool_calls=[call]) for call in calls),
         finish="tool_calls",

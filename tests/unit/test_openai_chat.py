@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from api.openai.chat import ChatAnswer, ChatFrames, completion_id, finish_reason
+from api.openai.more import accumulate
 from relay.events import Channel, Record, content, event
 
 ID = "rs_0123456789abcdef01234567"
@@ -93,6 +94,68 @@ def test_usage_comes_when_asked_for_in_a_chunk_of_its_own() -> None:
     assert done == "[DONE]"
     assert (last["choices"], last["usage"]) == ([], USAGE)
     assert all(chunk["usage"] is None for chunk in chunks)
+
+
+def test_without_usage_none_is_made_up() -> None:
+    """An upstream that tells none has told none."""
+    done = event(Channel.DONE, {"finish_reason": "stop", "text_bytes": 0, "sha256": "", "usage": {}})
+    *_, last, end = streamed([*ALL[:3], done], include_usage=True)
+    assert end == "[DONE]"
+    assert last["choices"][0]["finish_reason"] == "stop"
+    assert gathered([*ALL[:3], done]).body()["usage"] is None
+
+
+MORE = [
+    event(
+        Channel.EXTRA,
+        {
+            "channel": "more",
+            "chunk": {"system_fingerprint": "fp", "timings": {"n": 1}},
+            "reasoning": "reasoning",
+        },
+    ),
+    event(
+        Channel.EXTRA,
+        {"channel": "more", "choice": {"stop_reason": 7}, "delta": {"function_call": {"arguments": "{"}}},
+    ),
+    event(
+        Channel.EXTRA,
+        {"channel": "more", "delta": {"function_call": {"arguments": "}"}, "annotations": [{"a": 1}]}},
+    ),
+    event(Channel.EXTRA, {"channel": "more", "delta": {"annotations": [{"a": 2}]}}),
+]
+
+
+def test_what_else_the_upstream_said_is_in_its_place() -> None:
+    """In all chunks, in one, in a choice, in a delta; and put together in the whole answer."""
+    records = [ALL[0], *MORE, ALL[1], ALL[-1]]
+    role, timings, call, rest, last, reasoning, end, done = streamed(records)
+    assert done == "[DONE]"
+    assert "system_fingerprint" not in role
+    assert all(chunk["system_fingerprint"] == "fp" for chunk in (timings, call, rest, last, reasoning, end))
+    assert [chunk.get("timings") for chunk in (timings, call, end)] == [{"n": 1}, None, None]
+    assert call["choices"][0]["stop_reason"] == 7
+    assert call["choices"][0]["delta"] == {"function_call": {"arguments": "{"}}
+    assert reasoning["choices"][0]["delta"] == {"reasoning": "hmm"}
+    body = gathered(records).body()
+    assert (body["system_fingerprint"], body["timings"]) == ("fp", {"n": 1})
+    assert body["choices"][0]["stop_reason"] == 7
+    assert body["choices"][0]["message"] == {
+        "role": "assistant",
+        "content": None,
+        "refusal": None,
+        "reasoning": "hmm",
+        "function_call": {"arguments": "{}"},
+        "annotations": [{"a": 1}, {"a": 2}],
+    }
+
+
+def test_deltas_add_up_as_in_the_sdks() -> None:
+    """Entries of a list with the same index are one."""
+    whole: dict[str, Any] = {}
+    for text in ("a", "b"):
+        accumulate(whole, {"details": [{"index": 0, "type": "text", "text": text}], "n": 1})
+    assert whole == {"details": [{"index": 0, "type": "text", "text": "ab"}], "n": 1}
 
 
 def test_a_failure_is_an_error_object_and_no_done() -> None:

@@ -98,7 +98,8 @@ def test_half_that_never_comes() -> None:
     """Half a character at the end is shown as one that was lost, on its own channel."""
     chunks = Chunks()
     chunks.feed(
-        sse(delta(content="a\ud83c"), ascii_only=True) + sse(delta(reasoning="b\udf0a"), ascii_only=True)
+        sse(delta(content="a\ud83c"), ascii_only=True)
+        + sse(delta(reasoning_content="b\udf0a"), ascii_only=True)
     )
     assert chunks.take()[0] == [Record(Channel.CONTENT, b"a"), Record(Channel.REASONING, "b\ufffd".encode())]
     chunks.end()
@@ -204,7 +205,7 @@ def test_refusal_and_logprobs() -> None:
     assert "".join(item["text"] for item in extra if item["channel"] == "refusal") == "No " * 2000
     logprobs = [item["logprobs"] for item in extra if item["channel"] == "logprobs"]
     assert [entry for item in logprobs for entry in item["content"]] == entries
-    assert all(item["refusal"] is None for item in logprobs)
+    assert all(item.get("refusal") is None for item in logprobs)
 
 
 @pytest.mark.parametrize(
@@ -255,3 +256,80 @@ def test_error_event() -> None:
         with pytest.raises(SourceFailed, match="boom") as caught:
             Chunks().feed(b"event: error\ndata: " + data + b"\n\n")
         assert caught.value.failure_code == "upstream_error"
+
+
+def more_of(found: list[Record]) -> list[dict[str, Any]]:
+    """What passed beside the text."""
+    data = [json.loads(payload) for channel, payload in found if channel is Channel.EXTRA]
+    return [item for item in data if item["channel"] == "more"]
+
+
+def test_what_every_chunk_repeats_is_told_once_and_first() -> None:
+    """The fingerprint, the tier and the name of the reasoning lead; noise and what is known is left out."""
+    about = {"system_fingerprint": "fp_1", "service_tier": "default", "obfuscation": "x", "provider": None}
+    found = records(
+        {**delta(role="assistant", content=""), **about},
+        {**delta(reasoning="hm"), **about},
+        {**delta(content="a"), **about},
+        {**delta(content="b", finish="stop"), **about, "system_fingerprint": "fp_2"},
+    )
+    first, *_ = found
+    assert more_of([first]) == [
+        {
+            "channel": "more",
+            "chunk": {"system_fingerprint": "fp_2", "service_tier": "default"},
+            "reasoning": "reasoning",
+        }
+    ]
+    assert len(more_of(found)) == 1
+    assert text_of(found) == {(Channel.REASONING, b""): "hm", (Channel.CONTENT, b""): "ab"}
+
+
+def test_nothing_but_text_makes_a_first_record() -> None:
+    """What a chunk says beside text waits for text, or for the end."""
+    chunks = Chunks()
+    chunks.feed(sse({**delta(role="assistant"), "system_fingerprint": "fp_1"}))
+    assert chunks.take()[0] == []
+    chunks.feed(sse(delta(content="a")))
+    assert [channel for channel, _ in chunks.take()[0]] == [Channel.EXTRA, Channel.CONTENT]
+    chunks.feed(sse({**delta(finish="stop"), "timings": {"predicted_n": 5}}))
+    assert chunks.take()[0] == []
+    chunks.end()
+    assert more_of(chunks.take()[0]) == [{"channel": "more", "chunk": {"timings": {"predicted_n": 5}}}]
+
+
+def test_unknown_fields_of_choices_and_deltas_pass_in_order() -> None:
+    """Annotations and the old function call stand where they came; token ids of a choice are pieces."""
+    one, two = delta(content="a"), delta(content="b")
+    one["choices"][0] |= {"token_ids": [5], "stop_reason": None}
+    two["choices"][0] |= {"token_ids": [5], "stop_reason": 7}
+    found = records(one, delta(function_call={"name": "f", "arguments": "{}"}, annotations=[]), two)
+    assert more_of(found) == [
+        {"channel": "more", "choice": {"token_ids": [5, 5], "stop_reason": 7}},
+        {"channel": "more", "delta": {"function_call": {"name": "f", "arguments": "{}"}}},
+    ]
+    assert [channel for channel, _ in found][1:] == [Channel.CONTENT, Channel.EXTRA, Channel.CONTENT]
+
+
+@pytest.mark.parametrize("value", ["x" * MAX_PAYLOAD, [{"a": "y"}] * 5000, "\ud800"], ids=lambda _: "")
+def test_what_no_record_holds_is_named(value: Any) -> None:
+    """A field beside the answer is named as left out; one in the answer is an error."""
+    chunks = Chunks()
+    chunks.feed(sse({**delta(content="a"), "citations": value, "tier": 1}, ascii_only=True))
+    chunks.end()
+    told = {"channel": "more", "chunk": {"tier": 1}, "too_large": ["citations"]}
+    assert more_of(chunks.take()[0]) == [told]
+    with pytest.raises(SourceFailed) as caught:
+        Chunks().feed(sse(delta(function_call={"arguments": value}), ascii_only=True))
+    assert caught.value.failure_code == "upstream_malformed"
+
+
+def test_both_lists_of_logprobs_are_split() -> None:
+    """Neither is doubled."""
+    lists = {
+        name: [{"token": f"{name}{n}", "logprob": -1.0} for n in range(500)]
+        for name in ("content", "refusal")
+    }
+    found = [json.loads(payload)["logprobs"] for _, payload in records(delta(logprobs=lists))]
+    for name, entries in lists.items():
+        assert [entry for item in found for entry in item.get(name, ())] == entries

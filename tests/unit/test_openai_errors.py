@@ -100,3 +100,25 @@ def test_in_stream(error: Any, code: str, retryable: bool) -> None:
     """An error in the stream is judged by the status it tells; one that tells none may be tried again."""
     failure = in_stream(error, secret=None)
     assert (failure.failure_code, failure.failure_retryable) == (code, retryable)
+
+
+@pytest.mark.parametrize(
+    ("body", "parts"),
+    [
+        (
+            {"error": {"message": "no", "type": "invalid_request_error", "param": "seed", "code": "bad"}},
+            {"type": "invalid_request_error", "param": "seed", "code": "bad"},
+        ),
+        ({"object": "error", "message": "no", "type": "BadRequestError", "param": None, "code": 400},
+         {"type": "BadRequestError", "code": 400}),
+        ({"error": {"message": "no", "code": f"x{KEY}", "param": "p" * 500, "type": ["t"]}},
+         {"code": "x***", "param": "p" * 100}),
+        ({"error": "no"}, {}),
+    ],
+)  # fmt: skip
+def test_a_rejection_keeps_its_parts(body: Any, parts: dict[str, Any]) -> None:
+    """What it says of the field and the kind stays apart from our own code; bounded, without the key."""
+    found = refusal(422, {}, orjson.dumps(body), secret=KEY)
+    assert found.failure_code == "upstream_rejected"
+    assert found.upstream == {"status": 422, "message": "no", **parts}
+    assert refusal(500, {}, orjson.dumps(body), secret=KEY).upstream is None

@@ -55,7 +55,6 @@ def test_it_survives_the_job() -> None:
         ({"n": 2}, "n"),
         ({"stream": "yes"}, "stream"),
         ({"stream_options": True}, "stream_options"),
-        ({"functions": []}, "functions"),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"audio": {"voice": "x"}}, "audio"),
         ({"temperature": 3}, "temperature"),

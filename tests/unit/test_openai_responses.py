@@ -13,7 +13,7 @@ from api.openai.response_object import about, native_id, parse, response_id
 from relay.errors import InvalidValue
 from relay.events import Channel, Placed, Record, content, encode, event, merge
 from relay.requests import StreamRequest
-from tests.unit.test_openai_chat import ALL, ID
+from tests.unit.test_openai_chat import ALL, ENTRY, ID
 
 REQUEST = StreamRequest(model="m", prompt="hi")
 
@@ -50,6 +50,7 @@ def test_every_channel_has_its_items_and_they_are_closed_at_the_end() -> None:
     reasoning, message, first, second = events[-1]["response"]["output"]
     assert reasoning["content"] == [{"type": "reasoning_text", "text": "hmm"}]
     assert [part.get("text", part.get("refusal")) for part in message["content"]] == ['Hi "世🌊"\n', "no"]
+    assert message["content"][0]["logprobs"] == [ENTRY]
     assert (first["call_id"], first["name"], first["arguments"]) == ("call_a", "weather", '{"city":"Bern"}')
     assert second["arguments"] == "{}"
     assert events[-1]["response"]["usage"]["total_tokens"] == 8

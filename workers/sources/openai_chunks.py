@@ -8,6 +8,7 @@
 | `delta.tool_calls[].function.arguments` | TOOL_ARGUMENTS, the index byte first                    |
 | `delta.refusal`                         | EXTRA `{"channel":"refusal","text"}`                    |
 | `logprobs`                              | EXTRA `{"channel":"logprobs","logprobs"}`               |
+| every other field                       | EXTRA `{"channel":"more", ...}`: see `openai_more`      |
 | `finish_reason`, `usage`, `[DONE]`      | kept here until the stream is over                      |
 
 Text of one channel is merged while nothing comes between. Only choice 0 is looked at: one is asked for.
@@ -23,6 +24,7 @@ from relay import sse
 from relay.events import MAX_PAYLOAD, Channel, Record, event, fit
 from workers.sources.http import malformed
 from workers.sources.openai_errors import in_stream
+from workers.sources.openai_more import More
 
 MAX_TOOL_CALLS = 256  # the index of one is a byte in the journal
 # Both go into the one record that ends a response.
@@ -48,6 +50,9 @@ class Chunks:
         self._calls: dict[int, tuple[int, str]] = {}  # upstream's index: ours, and the call's id
         self._opened = 0
         self._halves: dict[tuple[Channel, bytes], str] = {}  # of surrogate pairs
+        self._more = More()
+        self._spoke = False  # records were taken
+        self._ended = False
 
     def feed(self, body: bytes) -> None:
         """Parse a piece of the body, cut anywhere.
@@ -76,6 +81,10 @@ class Chunks:
         self._flush()
         records, tokens = self._records, self._tokens
         self._records, self._tokens = [], 0
+        if (records or self._ended) and (more := self._more.take()):
+            # Before the first text, for it is of all chunks; later where it came.
+            records.insert(len(records) if self._spoke else 0, more)
+        self._spoke = self._spoke or bool(records)
         return records, tokens
 
     def end(self) -> None:
@@ -83,6 +92,7 @@ class Chunks:
         for channel, mark in list(self._halves):
             self._text(channel, "", mark)
             self._flush(last=True)
+        self._ended = True
 
     def _chunk(self, chunk: object) -> None:
         if not isinstance(chunk, dict):
@@ -91,6 +101,7 @@ class Chunks:
             raise in_stream(chunk["error"], secret=self._secret)
         if usage := chunk.get("usage"):
             self.usage = _small_object(usage)
+        self._more.chunk(chunk)
         for choice in _objects(chunk.get("choices"), "choices"):
             if choice.get("index", 0) == 0:
                 self._choice(choice)
@@ -100,8 +111,12 @@ class Chunks:
         if not isinstance(delta, dict):
             raise malformed("a delta of the upstream is not an object")
         told = False
-        if text := delta.get("reasoning_content") or delta.get("reasoning"):
+        if text := delta.get("reasoning_content"):
             self._text(Channel.REASONING, _string(text, "reasoning"))
+            told = True
+        elif text := delta.get("reasoning"):
+            self._text(Channel.REASONING, _string(text, "reasoning"))
+            self._more.reasoning("reasoning")
             told = True
         if text := delta.get("content"):
             self._text(Channel.CONTENT, _string(text, "content"))
@@ -113,8 +128,13 @@ class Chunks:
         if text := delta.get("refusal"):
             self._refusal(_string(text, "refusal"))
             told = True
+        if more := self._more.delta(delta):
+            self._flush()
+            self._records.append(more)
+            told = True
         if logprobs := choice.get("logprobs"):
             self._logprobs(logprobs)
+        self._more.choice(choice)
         if reason := choice.get("finish_reason"):
             self.finish_reason = _string(reason, "finish_reason")[:_FINISH_REASON_MAX_CHARS]
         self._tokens += told
@@ -190,12 +210,13 @@ class Chunks:
             record = event(Channel.EXTRA, data)
         except (ValueError, TypeError):
             fields = logprobs if isinstance(logprobs, dict) else {}
-            entries = fields.get("content")
-            if not isinstance(entries, list) or len(entries) < 2:
+            lists = {name: entries for name, entries in fields.items() if isinstance(entries, list)}
+            longest = max(lists, key=lambda name: len(lists[name]), default="")
+            if len(entries := lists.get(longest, [])) < 2:
                 raise malformed("the upstream's logprobs do not fit a record") from None
             half = len(entries) // 2
-            self._logprobs({**fields, "content": entries[:half]})
-            self._logprobs({**fields, "content": entries[half:]})
+            self._logprobs({**fields, longest: entries[:half]})
+            self._logprobs({longest: entries[half:]})
         else:
             self._flush()
             self._records.append(record)

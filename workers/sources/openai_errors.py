@@ -11,7 +11,8 @@
 
 The same table holds for an error object in the stream that tells its status; one that does not is an
 `upstream_error`. Only a rejection and an error in the stream carry the upstream's own words, because
-only those are about the caller's request; bounded, and without the key.
+only those are about the caller's request; bounded, and without the key. A rejection also keeps its parts,
+for who asked in OpenAI's words and is to be answered in them.
 """
 
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ import orjson
 from relay.errors import SourceFailed
 
 MESSAGE_MAX_CHARS = 500
+PART_MAX_CHARS = 100
 RETRY_AFTER_MAX_S = 3600.0
 
 _FIXED = {
@@ -39,7 +41,8 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes, *, secret: str
     """An answer whose status is not 200. Header names are lower-case; `body` may be cut short."""
     return _failure(
         status,
-        _words(_json(body)) or body.decode("utf-8", "replace"),
+        _words(parsed := _json(body)) or body.decode("utf-8", "replace"),
+        parsed,
         retry_after_s=_retry_after_s(headers.get("retry-after")),
         secret=secret,
     )
@@ -50,12 +53,14 @@ def in_stream(error: object, *, secret: str | None) -> SourceFailed:
     status = _status(error)
     said = _words(error)
     if 400 <= status < 500:
-        return _failure(status, said, retry_after_s=None, secret=secret)
+        return _failure(status, said, error, retry_after_s=None, secret=secret)
     message = _with("the upstream reports an error", said, secret)
     return SourceFailed("upstream_error", message, retryable=True)
 
 
-def _failure(status: int, said: str, *, retry_after_s: float | None, secret: str | None) -> SourceFailed:
+def _failure(
+    status: int, said: str, error: object, *, retry_after_s: float | None, secret: str | None
+) -> SourceFailed:
     if status in _FIXED:
         code, message, retryable = _FIXED[status]
     elif status >= 500:
@@ -63,18 +68,41 @@ def _failure(status: int, said: str, *, retry_after_s: float | None, secret: str
     else:
         code, message, retryable = "upstream_rejected", "the upstream rejects the request", False
     message = f"{message} (status {status})"
+    upstream = None
     if code == "upstream_rejected":
         message = _with(message, said, secret)
+        upstream = {"status": status, "message": _bounded(said, secret), **_parts(error, secret)}
     return SourceFailed(
-        code, message, retryable=retryable, retry_after_s=retry_after_s if retryable else None
+        code,
+        message,
+        retryable=retryable,
+        retry_after_s=retry_after_s if retryable else None,
+        upstream=upstream,
     )
 
 
+def _parts(error: object, secret: str | None) -> dict[str, Any]:
+    """`type`, `code` and `param` where there are such, each text or a number."""
+    fields: dict[str, Any] = error if isinstance(error, dict) else {}
+    if isinstance(fields.get("error"), dict):
+        fields = fields["error"]
+    return {
+        name: _bounded(value, secret)[:PART_MAX_CHARS] if isinstance(value, str) else value
+        for name in ("type", "code", "param")
+        if isinstance(value := fields.get(name), str) or (type(value) is int and abs(value) < 2**53)
+    }
+
+
 def _with(message: str, said: str, secret: str | None) -> str:
+    said = _bounded(said, secret)
+    return f"{message}: {said}" if said else message
+
+
+def _bounded(said: str, secret: str | None) -> str:
+    """In one line, without the key."""
     if secret:
         said = said.replace(secret, "***")
-    said = " ".join(said.split())[:MESSAGE_MAX_CHARS]
-    return f"{message}: {said}" if said else message
+    return " ".join(said.split())[:MESSAGE_MAX_CHARS]
 
 
 def _json(body: bytes) -> object:
