@@ -21,9 +21,9 @@ _MOVING = ("TRYAGAIN", "CLUSTERDOWN", "READONLY")
 class Route:
     """The line of all keys of one slot.
 
-    `send` hands out the wire's own reply; only while the slot is known to be moving it is followed to the
-    node that has the key. So the first command that is redirected fails with Redirected, which is
-    Unavailable: it did not run, and its caller tries again. `call` does that by itself.
+    A redirected command is followed to the node that has the key. `send_packed`, the way of appends and
+    reads, hands out the wire's own reply until the slot is known to be moving: the first one that is
+    redirected fails with Redirected, which is Unavailable: it did not run, and its caller tries again.
     """
 
     __slots__ = ("_cluster", "_slot")
@@ -45,7 +45,8 @@ class Route:
 
     def send(self, *args: Argument) -> Reply:
         """As `Wire.send`."""
-        return self.send_packed(pack(*args))
+        packed = pack(*args)
+        return _Followed(self, packed, self._wire().send_packed(packed)).reply
 
     def send_packed(self, packed: bytes) -> Reply:
         """As `Wire.send_packed`."""
