@@ -21,7 +21,7 @@ EXIT_WITHIN_S = 30.0
 
 
 class Scene(NamedTuple):
-    """Where it plays, by what chance, and whom to tell that Redis may have lost writes."""
+    """Where it plays, by what chance, and whom to tell that Redis loses writes from now to the fault's end."""
 
     stage: Stage
     rng: random.Random
@@ -201,7 +201,6 @@ async def _redis_failover(scene: Scene) -> float:
     server = await asyncio.to_thread(_a_primary, scene)
     await asyncio.to_thread(server.kill)
     await asyncio.to_thread(redis.wait_writable)
-    scene.lost()  # what was made meanwhile, too
     await asyncio.to_thread(server.restart)
     await asyncio.to_thread(redis.wait_replicated)
     return at
@@ -221,7 +220,6 @@ async def _redis_zombie(scene: Scene) -> float:
     finally:
         server.resume()
     await asyncio.to_thread(redis.wait_replicated)
-    scene.lost()  # what was made meanwhile, too: until it knew better it took writes
     return at
 
 

@@ -66,6 +66,7 @@ class Chaos:
         self._only = only
         self._most_tokens = most_tokens
         self._made = 0
+        self._is_losing = False  # a response that is made now may be lost with what Redis loses
         self._began = time.monotonic()
 
     # --- the run
@@ -102,6 +103,8 @@ class Chaos:
     async def _live(self, life: Life) -> None:
         rng = random.Random(life.plan.reader_seed)
         bound_s = life.plan.nominal_s * 2 + BOUND_S
+        if self._is_losing:
+            life.note("loss")
         try:
             async with asyncio.timeout(bound_s):
                 self.lives.add(life)
@@ -163,6 +166,9 @@ class Chaos:
             self._problem(f"{fault.name}: {error}")
             nemesis.heal(self.stage)
             at = time.monotonic()
+        if self._is_losing:
+            self._lost()  # those made meanwhile, too
+            self._is_losing = False
         took_s = await self._recovered(watched, at)
         if took_s is None:
             stuck = [life for life in watched if life.went_on_after(at + SETTLED_S) is None]
@@ -192,6 +198,7 @@ class Chaos:
             await asyncio.sleep(0.1)
 
     def _lost(self) -> None:
+        self._is_losing = True
         for life in self.lives:
             life.note("loss")
 
