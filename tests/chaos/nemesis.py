@@ -21,7 +21,7 @@ EXIT_WITHIN_S = 30.0
 
 
 class Scene(NamedTuple):
-    """Where it plays, by what chance, and whom to tell that Redis loses writes from now to the fault's end."""
+    """Where it plays, by what chance, and whom to tell that Redis loses writes until the fault is over."""
 
     stage: Stage
     rng: random.Random
