@@ -6,8 +6,10 @@ from starlette.exceptions import HTTPException
 
 from api import errors
 from api.limits import BodyLimit
-from api.routes import console, health, openai, streams
+from api.routes import console, events, health, openai, streams
 from api.state import State
+from api.traced import Traced
+from relay import tracing
 from relay.errors import RelayError
 
 
@@ -23,6 +25,7 @@ def create_app(state: State) -> FastAPI:
     )
     app.state.relay = state
     app.include_router(streams.router)
+    app.include_router(events.router)
     app.include_router(openai.router)
     app.include_router(health.router)
     app.include_router(console.router)
@@ -31,4 +34,6 @@ def create_app(state: State) -> FastAPI:
     app.add_exception_handler(HTTPException, errors.on_http)
     app.add_exception_handler(Exception, errors.on_defect)
     app.add_middleware(BodyLimit, largest=state.settings.max_body_bytes)
+    if tracing.is_on():
+        app.add_middleware(Traced)
     return app

@@ -59,8 +59,11 @@ class Node:
         position: Position | None,
         window: int | None,
         form: Form = NATIVE,
+        share: int = 1,
     ) -> tuple[Consumer, Attached]:
         """Make a consumer and attach it; `begin` starts it. Detach it whatever happens after.
+
+        `share`: it has this part of the credit, for the connection is not its alone.
 
         Raises Draining, Overloaded, StreamLost or Unavailable.
         """
@@ -78,8 +81,8 @@ class Node:
             connection=secrets.token_hex(6),
             socket=socket,
             credit=Credit(
-                window or self.settings.credit_bytes,
-                self.settings.credit_entries,
+                window or max(self.settings.credit_bytes // share, 1024),
+                max(self.settings.credit_entries // share, 1),
                 explicit=window is not None,
             ),
             keep=name is not None,

@@ -1,12 +1,13 @@
 """What a reader asks for, before it is served: the response, if the caller may open it, and the position."""
 
 import re
+from collections.abc import Sequence
 
 from starlette.requests import Request
 
 from api.auth import Caller
 from api.state import State, state_of
-from relay.errors import Expired, Malformed, NotFound, Unavailable
+from relay.errors import Expired, Forbidden, Malformed, NotFound, Unauthorized, Unavailable
 from relay.ids import has_expired
 from relay.journal import Journal, Snapshot
 from relay.lifecycle import TERMINAL
@@ -19,11 +20,11 @@ ID = re.compile(r"rs_[0-9a-f]{24}")
 async def find(request: Request, response_id: str) -> tuple[Journal, Snapshot]:
     """The response and its meta, if the caller may open it. Raises as `found` does, and Unauthorized."""
     state = state_of(request)
-    return await found(state, state.locks.caller(request), response_id)
+    return await found(state, [state.locks.caller(request)], response_id)
 
 
-async def found(state: State, caller: Caller, response_id: str) -> tuple[Journal, Snapshot]:
-    """The response and its meta. An id that we never make is not looked up.
+async def found(state: State, callers: Sequence[Caller], response_id: str) -> tuple[Journal, Snapshot]:
+    """The response and its meta, if one of these may open it. An id that we never make is not looked up.
 
     Raises NotFound, Expired, Unauthorized or Forbidden.
     """
@@ -35,8 +36,15 @@ async def found(state: State, caller: Caller, response_id: str) -> tuple[Journal
         if has_expired(response_id, state.topology.server_time(), state.settings.retention_s):
             raise Expired("this response is gone: its retention has ended")
         raise NotFound(f"no response {response_id!r}: never made, or lost with its Redis")
-    state.locks.may_open(caller, snapshot.meta)
-    return journal, snapshot
+    refusal: Forbidden | None = None
+    for caller in callers:
+        try:
+            state.locks.may_open(caller, snapshot.meta)
+        except Forbidden as error:
+            refusal = error
+        else:
+            return journal, snapshot
+    raise refusal or Unauthorized("this call needs a key, or the token of the response")
 
 
 async def holds(journal: Journal, snapshot: Snapshot, position: Position, state: State) -> bool:

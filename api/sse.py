@@ -28,6 +28,24 @@ def frame(record: Record, end: int, epoch: int) -> bytes:
     return b"event: %b\nid: %d-%d\ndata: %b\n\n" % (_NAMES[channel], end, epoch, _data(record))
 
 
+def tagged(record: Record, end: int, epoch: int, tag: bytes, all_positions: bytes) -> bytes:
+    """One event on a connection of many responses: `tag` is its `"stream":"ID"`, the id tells of all.
+
+    Its own position is in the data, for an ack or a connection of its own.
+    """
+    body = _data(record)[1:]
+    comma = b"" if body == b"}" else b","
+    return b'event: %b\nid: %b\ndata: {%b,"position":"%d-%d"%b%b\n\n' % (
+        _NAMES[record.channel],
+        all_positions,
+        tag,
+        end,
+        epoch,
+        comma,
+        body,
+    )
+
+
 def private(name: str, data: dict[str, object]) -> bytes:
     """An event about this one consumer: it has no id, for it is no part of the response."""
     return b"event: %b\ndata: %b\n\n" % (name.encode(), orjson.dumps(data))
@@ -40,6 +58,8 @@ def reconnect(retry_ms: int) -> bytes:
 
 def _data(record: Record) -> bytes:
     channel, payload = record
+    if channel is Channel.CONTENT:
+        return b'{"channel":"content","text":%b}' % orjson.dumps(payload.decode())
     if channel is Channel.REASONING:
         return b'{"channel":"reasoning","text":%b}' % orjson.dumps(payload.decode())
     if channel is Channel.TOOL_ARGUMENTS:

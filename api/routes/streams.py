@@ -20,7 +20,7 @@ from relay.requests import StreamRequest
 
 router = APIRouter(prefix="/v1/streams", tags=["streams"])
 
-_CONSUMER = re.compile(r"[A-Za-z0-9._-]{1,64}")
+CONSUMER = re.compile(r"[A-Za-z0-9._-]{1,64}")
 WINDOW = (256, 1_048_576)
 KEY_MAX = 255
 
@@ -131,7 +131,7 @@ async def events(  # noqa: PLR0917 FastAPI's parameters are by name
     socket = request.scope.get("extensions", {}).get(EXTENSION)
     if socket is None:
         raise Unavailable("this server cannot stream: run it by `relay api`")
-    if consumer is not None and not _CONSUMER.fullmatch(consumer):
+    if consumer is not None and not CONSUMER.fullmatch(consumer):
         raise InvalidValue("consumer: 1 to 64 of A-Z a-z 0-9 . _ -", param="consumer")
     journal, snapshot = await find(request, response_id)
     given = last_event_id or after
