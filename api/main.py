@@ -58,7 +58,8 @@ async def _serve(settings: Settings, host: str, port: int) -> None:
         process.settle()
         server = DrainingServer(config, state, lambda: print(f"ready {url}", flush=True))
         async with asyncio.TaskGroup() as tasks:
-            runs = state.node.sweep(), state.watch.run(), CrossCheck(state.node, state.metrics).run()
+            crosscheck = CrossCheck(state.node, state.metrics)
+            runs = state.node.sweep(), state.watch.run(), crosscheck.run(), process.tidy()
             loops = [tasks.create_task(run) for run in runs]
             await server.serve(sockets=[listener])
             for loop in loops:

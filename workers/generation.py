@@ -115,6 +115,7 @@ class GenerationJob:
         finally:
             shop.metrics.running -= 1
             pump.writer.stop()
+            pump.governor.end()
 
     async def _claim(self) -> scripts.Claimed | scripts.NotClaimed:
         return await scripts.claim_response(

@@ -179,5 +179,10 @@ class Governor:
     def end(self) -> None:
         """The generation is over: it is paused no more, and there is nothing more to tell."""
         self._is_over = True
+        self._tell = self._abandon = _nobody  # they hold us as we hold them
         self._metrics.pauses(id(self), is_paused=False)
         self._decision = Decision(Level.LIVE, self._terms.flush_s)
+
+
+def _nobody(*_: object) -> None:
+    """Who is told when it is over."""

@@ -15,6 +15,7 @@ from contextlib import suppress
 
 import structlog
 
+from relay import process
 from relay.cluster import Affects
 from relay.errors import OutOfMemory, RelayError, Unavailable
 from relay.jobs import Job
@@ -61,6 +62,7 @@ class Worker:
                 tasks.create_task(self._reclaim(tasks)),
                 tasks.create_task(self._watch()),
                 tasks.create_task(keep(self._gate, self._shop.topology)),
+                tasks.create_task(process.tidy()),
             ]
             await self.stop.wait()
             self._shop.metrics.drains()
@@ -69,9 +71,8 @@ class Worker:
             self._freed.set()
             await asyncio.wait([loops[0]])
             await self._drain()
-            loops[1].cancel()
-            loops[3].cancel()
-            loops[4].cancel()
+            for loop in loops:
+                loop.cancel()
 
     # --- claiming
 

@@ -80,7 +80,7 @@ class Writer:
         self.is_refused = False  # Redis did not take the last append: it is away, or at maxmemory
         self._drained: asyncio.Future[None] | None = None
         self.ended: RelayError | None = None
-        self.on_append: Callable[[int], None] = lambda _head: None
+        self.on_append: Callable[[int], None] = _nobody
 
     @property
     def produced(self) -> int:
@@ -106,11 +106,15 @@ class Writer:
             raise self.ended
 
     def stop(self) -> None:
-        """Let go of the timer; nothing is sent any more."""
+        """Let go of the timer, of what was kept and of those who are called: nothing is sent any more."""
         self.ended = self.ended or Fenced("this writer was stopped")
         if self._timer is not None:
             self._timer.cancel()
         self._wake()
+        # They hold us as we hold them, and what goes round is freed by the collector alone, much later.
+        self._on_stop = self.on_append = _nobody
+        self._kept.clear()
+        self._kept_bytes = 0
 
     def entry(self, end: int) -> bytes | None:
         """The entry that ends at `end`, if this writer still has it."""
@@ -258,3 +262,7 @@ class Writer:
 def _pieces(record: Record) -> Iterable[Record]:
     """Text in pieces; an event stays whole."""
     return fit(record, PIECE) if record.channel in TEXT and len(record.payload) > PIECE else (record,)
+
+
+def _nobody(_: object) -> None:
+    """Who is called when nobody listens any more."""
