@@ -318,6 +318,25 @@ def test_what_redis_lost_is_told_and_then_right() -> None:
     assert check([*before, private("r", "error", code="stream_lost"), gone]) == []
 
 
+def test_a_failover_may_lose_a_cancel_with_its_end() -> None:
+    """Who saw the end has it, and the response goes on; without a cancel there is one end for all."""
+    data = "".join(TEXT[:5]).encode()
+    cancelled = {
+        "finish_reason": "cancelled",
+        "text_bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    seen = [
+        ("plan", SEED, TOKENS, True, True),
+        ("open", "r", "start", ""),
+        *(told("r", index) for index in range(6)),
+        ("event", "r", "done", f"{ENDS[5] + 100}-1", json.dumps(cancelled)),
+    ]
+    final = ("final", META, text(JOURNAL))
+    assert check([*seen, ("cancel",), ("loss",), final]) == []
+    assert [found.rule for found in check([*seen, ("loss",), final])] == ["one end"]
+
+
 def test_three_lost_workers_explain_poison() -> None:
     """The fourth worker that claims it may give it up; the third may not."""
     failed = encode(event(Channel.ERROR, {"code": "poison", "message": "no more", "retryable": False}))
