@@ -18,7 +18,7 @@ from api.responses import Responses
 from api.server import UVICORN_GRACE_S, DrainingServer
 from api.state import State
 from api.watch import Watch
-from relay import logs, models, process
+from relay import logs, models, process, tracing
 from relay.errors import RelayError, SettingsInvalid
 from relay.jobs import Jobs
 from relay.metrics import loop_metrics, redis_metrics, settings_metrics
@@ -31,10 +31,13 @@ def run(settings: Settings, *, host: str, port: int) -> int:
     logs.configure(settings)
     try:
         settings.check_exposed(host)
+        tracing.configure(settings, "relay-api")
         uvloop.run(_serve(settings, host, port))
     except RelayError as error:
         print(f"relay api: {error.message}", file=sys.stderr)
         return 2 if isinstance(error, SettingsInvalid) else 1
+    finally:
+        tracing.shutdown()
     return 0
 
 

@@ -18,6 +18,7 @@ from api import sse
 from api.ending import Ending
 from api.node import Node
 from api.stream import Consumer
+from relay import tracing
 from relay.errors import OutOfMemory, RelayError, StreamLost, Unavailable
 from relay.scripts import Attached
 
@@ -74,6 +75,29 @@ async def follow(node: Node, consumer: Consumer, attached: Attached) -> Ending:
 
     The consumer that was the last is detached, however this ends.
     """
+    if not tracing.is_on():
+        return await _follow(node, consumer, attached)
+    journal = consumer.journal
+    try:
+        link = await journal.wire.call("HGET", journal.keys.meta, tracing.TRACEPARENT)
+    except RelayError:
+        link = None  # Redis is away: the reader comes before its trace
+    except BaseException:
+        node.detach(consumer)
+        raise
+    with tracing.delivery(journal.id, consumer.name, (link or b"").decode()) as span:
+        ending = await _follow(node, consumer, attached)
+        if span is not None:
+            # Of the first connection to Redis: a reader attached again has another ledger.
+            told: dict[str, str | int] = {
+                "relay.ending": ending.name.lower(),
+                "relay.confirmed": consumer.ledger.confirmed,
+            }
+            span.set_attributes(told)
+        return ending
+
+
+async def _follow(node: Node, consumer: Consumer, attached: Attached) -> Ending:
     try:
         while True:
             if not consumer.begun and not consumer.ended.done():

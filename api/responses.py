@@ -11,7 +11,7 @@ from pydantic_core import PydanticSerializationError
 from api.admission import Admission
 from api.auth import token_digest
 from api.condition import Health
-from relay import keys, scripts
+from relay import keys, scripts, tracing
 from relay.errors import Conflict, Fenced, InvalidValue, Unavailable
 from relay.events import Channel, encode, event
 from relay.ids import new_id
@@ -65,6 +65,7 @@ class Responses:
                 return _created(ticket, earlier)
         request, notices = await self._admission.admit(request, model)
         journal = self._topology.journal(ticket["id"])
+        context = tracing.fields()
         created_at = await journal.open(
             retention_s=self._settings.retention_s,
             owner=owner,
@@ -74,10 +75,11 @@ class Responses:
             priority=request.queue,
             metadata=metadata,
             notices=orjson.dumps(notices),
+            **context,
         )
         if created_at is None:  # two requests with one idempotency key, and the other was quicker
             return _created(ticket, await journal.snapshot())
-        await self._jobs.submit(request.queue, journal.id)
+        await self._jobs.submit(request.queue, journal.id, **context)
         self._remember(owner, journal.id, created_at)
         return Created(journal.id, ticket["token"], Status.QUEUED, request.model, created_at)
 

@@ -15,6 +15,7 @@ from relay.keys import JOBS_BACKGROUND, JOBS_GROUP, JOBS_INTERACTIVE, keys_of
 from relay.line import Line
 from relay.link import Argument
 from relay.topology import Topology
+from relay.tracing import TRACEPARENT
 from relay.wire import Wire
 
 STREAMS = {"interactive": JOBS_INTERACTIVE, "background": JOBS_BACKGROUND}
@@ -30,6 +31,12 @@ class Job(NamedTuple):
     entry_id: bytes
     response_id: str
     deliveries: int
+    context: str = ""  # of its trace, a W3C traceparent
+
+    @property
+    def queued_s(self) -> float:
+        """When it was queued, Unix time by the server's clock."""
+        return int(self.entry_id.partition(b"-")[0]) / 1000
 
 
 class QueueState(NamedTuple):
@@ -56,9 +63,9 @@ class Jobs:
                 if error.prefix != "BUSYGROUP":
                     raise
 
-    async def submit(self, queue: str, response_id: str) -> None:
+    async def submit(self, queue: str, response_id: str, traceparent: str = "") -> None:
         """Queue a response. A retry queues it twice, which is harmless: only one claim succeeds."""
-        await self._line(STREAMS[queue]).call("XADD", STREAMS[queue], "*", "id", response_id)
+        await self._line(STREAMS[queue]).call("XADD", STREAMS[queue], "*", *_fields(response_id, traceparent))
 
     async def depth(self) -> int:
         """How many responses are queued or running."""
@@ -125,7 +132,7 @@ class Jobs:
 
     async def hand_over(self, job: Job) -> None:
         """Queue it anew for another worker, then take this delivery out."""
-        await self._line(job.stream).call("XADD", job.stream, "*", "id", job.response_id)
+        await self._line(job.stream).call("XADD", job.stream, "*", *_fields(job.response_id, job.context))
         await self.finish(job)
 
     async def orphans(self, worker: str, idle_ms: int, most: int) -> list[Job]:
@@ -173,7 +180,7 @@ class Jobs:
             if entry_id not in entries:  # deleted while pending
                 line.post("XACK", stream, JOBS_GROUP, entry_id)
         return [
-            Job(stream, entry_id, entries[entry_id][1].decode(), deliveries)
+            _job(stream, entry_id, entries[entry_id], deliveries)
             for entry_id, _, _, deliveries in rows
             if entry_id in entries
         ]
@@ -182,10 +189,19 @@ class Jobs:
         return self._topology.wire(key)
 
 
+def _fields(response_id: str, context: str) -> tuple[str, ...]:
+    return ("id", response_id, TRACEPARENT, context) if context else ("id", response_id)
+
+
+def _job(stream: str, entry_id: bytes, fields: list[bytes], deliveries: int) -> Job:
+    context = fields[3].decode() if len(fields) > 3 else ""
+    return Job(stream, entry_id, fields[1].decode(), deliveries, context)
+
+
 async def _read(wire: Line, worker: str, rest: tuple[Argument, ...]) -> list[Job]:
     reply: dict[bytes, list[Any]] | None = await wire.call("XREADGROUP", "GROUP", JOBS_GROUP, worker, *rest)
     return [
-        Job(stream.decode(), entry_id, fields[1].decode(), 1)
+        _job(stream.decode(), entry_id, fields, 1)
         for stream, entries in (reply or {}).items()
         for entry_id, fields in entries
         if fields

@@ -77,6 +77,10 @@ class Settings(BaseSettings):
     metrics_host: str = Field("127.0.0.1", description="where a worker serves /metrics")
     trace_file: Path | None = Field(None, description="a worker notes each claim and append here: for tests")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
+    log_text: bool = Field(False, description="log lines may hold prompts and what upstreams say of them")
+    otlp_endpoint: str | None = Field(
+        None, description="OpenTelemetry collector, OTLP over HTTP: http://HOST:4318; unset: no tracing"
+    )
     log_format: Literal["json", "console"] = Field("json", description="how log lines look")
 
     @field_validator("api_keys", mode="before")

@@ -23,7 +23,7 @@ from workers.metrics import Metrics
 from workers.prefix import delivered, post_spent
 from workers.pump import Pump
 from workers.sources.base import Finish, Generation, Prefix, Source
-from workers.trace import Trace
+from workers.trace import Follower
 
 log = structlog.get_logger("relay.worker")
 
@@ -42,7 +42,7 @@ class Workshop:
     registry: Registry
     sources: dict[str, Source]
     metrics: Metrics
-    trace: Trace | None = None
+    trace: Follower | None = None
 
     @property
     def lease_ms(self) -> int:

@@ -12,7 +12,7 @@ import structlog
 import uvloop
 from prometheus_client import start_http_server
 
-from relay import logs, models, process
+from relay import logs, models, process, tracing
 from relay.errors import RelayError, SettingsInvalid
 from relay.jobs import Jobs
 from relay.keys import JOBS_INTERACTIVE
@@ -25,7 +25,7 @@ from workers.metrics import Metrics
 from workers.sources.base import Source
 from workers.sources.openai import OpenAISource
 from workers.sources.simulated import SimulatedSource
-from workers.trace import Trace
+from workers.trace import follower
 from workers.worker import Worker
 
 log = structlog.get_logger("relay.worker")
@@ -35,10 +35,13 @@ def run(settings: Settings, *, concurrency: int, metrics_port: int) -> int:
     """Run one worker until SIGTERM or SIGINT; prints the `ready` line. Returns the exit code."""
     logs.configure(settings)
     try:
+        tracing.configure(settings, "relay-worker")
         uvloop.run(_serve(settings, concurrency, metrics_port))
     except RelayError as error:
         print(f"relay worker: {error.message}", file=sys.stderr)
         return 2 if isinstance(error, SettingsInvalid) else 1
+    finally:
+        tracing.shutdown()
     return 0
 
 
@@ -60,8 +63,9 @@ async def _serve(settings: Settings, concurrency: int, metrics_port: int) -> Non
         settings_metrics(counted, settings)
         jobs = Jobs(topology)
         await jobs.prepare()
-        trace = Trace(settings.trace_file) if settings.trace_file is not None else None
-        workshop = Workshop(worker_id, settings, topology, jobs, registry, sources, metrics, trace)
+        workshop = Workshop(
+            worker_id, settings, topology, jobs, registry, sources, metrics, follower(settings)
+        )
         worker = Worker(workshop, blocking, concurrency=concurrency)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, worker.stop.set)

@@ -10,9 +10,55 @@ writer's callback is wrapped only where a file was asked for.
 import os
 import zlib
 from pathlib import Path
+from typing import Protocol
 
+from relay import tracing
 from relay.errors import SettingsInvalid
+from relay.settings import Settings
 from workers.writer import Writer
+
+
+class Follower(Protocol):
+    """Whoever wants to see what a writer writes."""
+
+    def follow(self, response_id: str, writer: Writer) -> None:
+        """From its claim on."""
+        ...
+
+
+def follower(settings: Settings) -> Follower | None:
+    """What follows the writers here: nobody, the trace file, the spans, or both."""
+    found: list[Follower] = [] if settings.trace_file is None else [Trace(settings.trace_file)]
+    if tracing.is_on():
+        found.append(Spans())
+    return Both(found) if len(found) > 1 else next(iter(found), None)
+
+
+class Both:
+    """Several that follow one writer."""
+
+    def __init__(self, followers: list[Follower]) -> None:
+        self._followers = followers
+
+    def follow(self, response_id: str, writer: Writer) -> None:
+        """Each of them does."""
+        for each in self._followers:
+            each.follow(response_id, writer)
+
+
+class Spans:
+    """A span for each append, under the span of the generation that is the current one."""
+
+    @staticmethod
+    def follow(response_id: str, writer: Writer) -> None:  # noqa: ARG004 the form of a follower
+        """From now on."""
+        appends, told = tracing.Appends(writer), writer.on_append
+
+        def on_append(head: int) -> None:
+            told(head)
+            appends.told(head)
+
+        writer.on_append = on_append
 
 
 class Trace:

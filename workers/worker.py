@@ -15,7 +15,7 @@ from contextlib import suppress
 
 import structlog
 
-from relay import process
+from relay import process, tracing
 from relay.cluster import Affects
 from relay.errors import OutOfMemory, RelayError, Unavailable
 from relay.jobs import Job
@@ -140,18 +140,20 @@ class Worker:
             return False
         generation = GenerationJob(self._shop, job)
         self._running[job.response_id] = generation
-        task = tasks.create_task(self._generate(generation), name=f"generation {job.response_id}")
+        task = tasks.create_task(self._generate(generation, job), name=f"generation {job.response_id}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return True
 
-    async def _generate(self, generation: GenerationJob) -> None:
+    async def _generate(self, generation: GenerationJob, job: Job) -> None:
         """One response. Whatever goes wrong with it stays with it: the others go on."""
         response_id, wire = generation.journal.id, generation.journal.wire
         control = generation.journal.keys.control
         wire.subscribe(control, lambda message: self._control(generation, message))
+        context = tracing.job(response_id, job.context, job.queued_s)
         try:
-            await generation.run()
+            with tracing.generation(response_id, context, self._shop.worker_id):
+                await generation.run()
         except (Unavailable, OutOfMemory) as error:
             self._shop.metrics.out_of_memory += isinstance(error, OutOfMemory)
             log.warning("gave_up", response=response_id, error=error.message)

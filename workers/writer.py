@@ -83,6 +83,11 @@ class Writer:
         self.on_append: Callable[[int], None] = _nobody
 
     @property
+    def sent_at(self) -> float:
+        """When the last append left, by the loop's clock."""
+        return self._sent_at
+
+    @property
     def produced(self) -> int:
         """The offset up to which there is text, gathered text included (headers not yet counted)."""
         return self._end + self._gathered_bytes
