@@ -34,6 +34,7 @@ _HEAD_TOO_LARGE = (
     b'{"error":{"message":"the headers are too large","type":"invalid_request_error",'
     b'"code":"too_large","param":null}}'
 )
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _SIOCOUTQ = 0x5411  # TIOCOUTQ: unsent and unacknowledged bytes of a socket
 _HAS_OUTQ = sys.platform == "linux"
 _ZERO = b"\0\0\0\0"
@@ -152,6 +153,7 @@ class RelayProtocol(HttpToolsProtocol):
 
         A client that has closed altogether looks the same, until something is sent to it: then its kernel
         answers with a reset. So a stream says something at once, and the connection is looked at for it.
+        Where the answer has not begun, that is an interim one (RFC 9110 section 15.2.1).
         """
         cycle = self.cycle
         if cycle is None or cycle.response_complete or cycle.more_body or self.scheme == "https":
@@ -159,6 +161,10 @@ class RelayProtocol(HttpToolsProtocol):
         cycle.keep_alive = False  # nothing more can be asked here
         if cycle.response_started and self._client_socket.written > self._written_before:
             self._client_socket.write(sse.KEEPALIVE)
+        elif not cycle.response_started:
+            if self.scope["http_version"] != "1.1":
+                return False
+            self.transport.write(_CONTINUE)
         self._look_after(_LOOK_FIRST_S)
         return True
 

@@ -37,12 +37,12 @@ def refused(error: RelayError) -> JSONResponse:
     return response
 
 
-def failed(data: dict[str, Any]) -> JSONResponse:
+def failed(response_id: str, data: dict[str, Any]) -> JSONResponse:
     """The answer where a response failed before it began, from its `error` event."""
     status = STATUS.get(str(data.get("code")), 502)
     if status == 400 and (said := (data.get("upstream") or {}).get("status")) in _PASSED:
         status = said
-    headers = {}
+    headers = {"Relay-Stream": response_id}
     if status in (429, 503):
         headers["Retry-After"] = str(math.ceil(data.get("retry_after_s") or errors.RETRY_AFTER_S))
     return JSONResponse(body_of(data, status), status_code=status, headers=headers)

@@ -85,7 +85,7 @@ async def stream(
             error = await _error(journal)
             if error is not None:
                 node.detach(consumer)
-                return errors.failed(error)
+                return errors.failed(journal.id, error)
     except BaseException:
         node.detach(consumer)
         raise

@@ -14,6 +14,7 @@ from api.openai.response_events import STEP, ResponseEvents, ResponseFrames
 from api.protocol import EXTENSION, ClientSocket
 from api.state import State, state_of
 from relay.errors import InvalidValue, NotFound, RelayError, Unavailable
+from relay.events import Channel
 from relay.journal import Journal, Snapshot
 from relay.lifecycle import Status
 from relay.position import Position
@@ -71,7 +72,7 @@ async def chat_completions(request: Request, body: Json, idempotency_key: Key = 
     except RelayError as error:
         return errors.refused(error)
     if answer.error is not None:
-        return errors.failed(answer.error)
+        return errors.failed(made.id, answer.error)
     return JSONResponse(answer.body(), headers={"Relay-Stream": made.id})
 
 
@@ -88,7 +89,7 @@ async def create_response(request: Request, body: Json, idempotency_key: Key = N
             return await serve.stream(state.node, journal, socket, ResponseFrames(ResponseEvents(about)))
         if not asked.request.background:
             await serve.ended(state.node, journal, socket)
-        return await _described(journal)
+        return await _described(journal, may_fail=not asked.request.background)
     except RelayError as error:
         return errors.refused(error)
 
@@ -133,12 +134,16 @@ async def cancel_response(request: Request, response_id: str) -> Response:
         return errors.refused(error)
 
 
-async def _described(journal: Journal) -> Response:
+async def _described(journal: Journal, *, may_fail: bool = False) -> Response:
+    """The object; or, where it `may_fail` and did before it said anything, the error."""
     snapshot = await journal.snapshot()
     events = ResponseEvents(_about(journal, snapshot))
+    record = None
     async for end, record in serve.records(journal, snapshot.head):
         events.take(record, end)
     found = events.object()
+    if may_fail and record is not None and record.channel is Channel.ERROR and not found["output"]:
+        return errors.failed(journal.id, orjson.loads(record.payload))
     if not events.is_over:
         found["status"] = _STATUS.get(Status(snapshot.status), "in_progress")
     return JSONResponse(found, headers={"Relay-Stream": journal.id})
