@@ -1,0 +1,193 @@
+"""Alerts made to fire by the real fault, on a real Prometheus; its rules are 30 times as fast as in use.
+
+That they do not fire without a fault, and recover, is promtool's part: ops/prometheus/tests.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from relay.embedded import EmbeddedServer
+from relay.keys import keys_of
+from tests.support.prometheus import Prometheus
+from tests.support.servers import admin
+from tests.support.system import Api, Reader, Worker, call, logs_if_failed, metric
+from tests.support.wait import wait_until
+
+pytestmark = pytest.mark.timeout(120)
+
+FASTER = 30
+FIRES_WITHIN_S = 40
+SETTINGS: dict[str, Any] = {
+    "lease_s": 1.5,
+    "lease_renew_s": 0.5,
+    "window_bytes": 8192,
+    "pause_max_s": 1,
+    "max_response_bytes": 65_536,
+}
+
+
+class Scene:
+    """A deployment that is well: one node, one worker, Prometheus on both."""
+
+    def __init__(self, stack: ExitStack, folder: Path) -> None:
+        self.stack = stack
+        self.redis = stack.enter_context(EmbeddedServer())
+        self.api = stack.enter_context(Api(self.redis.url, **SETTINGS))
+        self.workers = [self.new_worker()]
+        targets = {"relay-api": [self.api.port], "relay-worker": [self.workers[0].metrics_port]}
+        self.prometheus = stack.enter_context(Prometheus(folder, targets, FASTER).running())
+        wait_until(lambda: self.prometheus.values("up") == [1.0, 1.0], "both are scraped", 15)
+
+    def new_worker(self, concurrency: int = 64) -> Worker:
+        """One more, not yet scraped."""
+        return self.stack.enter_context(Worker(self.redis.url, concurrency=concurrency, **SETTINGS))
+
+    def add(self, worker: Worker) -> None:
+        """Scrape it too."""
+        self.workers.append(worker)
+        self.prometheus.scrape("relay-worker", [worker.metrics_port for worker in self.workers])
+        wait_until(
+            lambda: len(self.prometheus.values("relay_worker_slots")) == len(self.workers), "it is seen"
+        )
+
+    def reader(self, tokens: int, rate: float, **options: Any) -> Reader:
+        """Somebody who reads a new response."""
+        made = self.api.create(tokens=tokens, rate=rate)
+        return self.stack.enter_context(Reader(self.api.port, made["events_url"], **options))
+
+    @contextmanager
+    def fires(self, *names: str) -> Iterator[None]:
+        """None of these fires before the block, which is the fault; at its end, wait for all of them."""
+        wait_until(lambda: not set(names) & self.prometheus.firing, f"{names} do not fire", FIRES_WITHIN_S)
+        yield
+        self.wait_for(*names)
+
+    def wait_for(self, *names: str) -> None:
+        """Wait until all of these fire."""
+        wait_until(lambda: set(names) <= self.prometheus.firing, f"{names} fire", FIRES_WITHIN_S)
+
+
+@pytest.fixture(autouse=True)
+def _logs(request: pytest.FixtureRequest) -> Iterator[None]:
+    with logs_if_failed(request):
+        yield
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    """One for all faults; each test leaves it well."""
+    with ExitStack() as stack:
+        made = Scene(stack, tmp_path_factory.mktemp("prometheus"))
+        wait_until(lambda: made.prometheus.firing == set(), "all is well", 15)
+        yield made
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """SIGSTOP, and SIGCONT at the end."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_somebody_lets_redis_evict(scene: Scene) -> None:
+    """CONFIG SET maxmemory-policy."""
+    with admin(scene.redis.url) as redis:
+        with scene.fires("RelayRedisEvicts"):
+            redis.config_set("maxmemory-policy", "allkeys-lru")
+        redis.config_set("maxmemory-policy", "noeviction")
+
+
+def test_somebody_moves_a_reader_s_group(scene: Scene) -> None:
+    """XGROUP SETID by a third party."""
+    made = scene.api.create(tokens=50, rate=0.01)
+    path = f"{made['events_url']}?consumer=me"
+    with Reader(scene.api.port, path) as reader, admin(scene.redis.url) as redis:
+        reader.until(lambda reader: reader.text, "some text")
+        with scene.fires("RelayPositionsDisagree"):
+            redis.xgroup_setid(keys_of(made["id"]).log, "me", "900000-0")
+
+
+def test_answers_fill_their_journals(scene: Scene) -> None:
+    """They end at the bound of a response."""
+    with scene.fires("RelayJournalNearBound"):
+        scene.reader(50_000, 0).run()
+
+
+def test_readers_take_nothing(scene: Scene) -> None:
+    """They stand behind, and their answers are shortened."""
+    with scene.fires("RelayLagHigh", "RelayAnswersShortened"):
+        readers = [scene.reader(20_000, 0, receive_buffer=4096, maxseg=1448).started() for _ in range(3)]
+    for reader in readers:
+        reader.close()
+
+
+def test_redis_is_away_while_a_source_is_paused(scene: Scene) -> None:
+    """No pause ends in an outage."""
+    reader = scene.reader(20_000, 0, receive_buffer=4096, maxseg=1448).started()
+    wait_until(lambda: metric(scene.workers[0].metrics_port, "relay_paused_seconds_max") > 0, "it is paused")
+    with stopped(scene.redis.pid), scene.fires("RelaySourcePausedTooLong"):
+        pass
+    reader.close()
+
+
+def test_redis_is_full(scene: Scene) -> None:
+    """maxmemory below what is used: appends are refused, and so is new work."""
+    names = ("RelayRedisMemoryHigh", "RelayRedisMemoryFull", "RelayRedisRefusesWrites", "RelayShedding")
+    body = {"model": "simulated", "prompt": "x", "simulation": {"tokens": 1}}
+    reader = scene.reader(5000, 50).some(3)
+    with admin(scene.redis.url) as redis:
+        with scene.fires(*names):
+            redis.config_set("maxmemory", redis.info("memory")["used_memory"] // 2)
+
+            def refused() -> bool:
+                call(scene.api.port, "POST", "/v1/streams", body)
+                return set(names) <= scene.prometheus.firing
+
+            wait_until(refused, "all four fire", FIRES_WITHIN_S)
+        redis.config_set("maxmemory", 0)
+    reader.close()
+    wait_until(lambda: metric(scene.api.port, "relay_pressure_level") == 0, "the pressure is gone", 40)
+
+
+def test_a_worker_stands_still_past_its_lease(scene: Scene) -> None:
+    """Another takes its jobs, and the fence refuses what it writes when it comes back."""
+    readers = [scene.reader(3000, 50).some(3) for _ in range(12)]
+    first = scene.workers[0]
+    scene.add(scene.new_worker())
+    # Left in turn: its jobs are gone and it is missing, it goes on, it is refused.
+    missing = scene.fires("RelayScrapeMissing", "RelayReclaimStorm")
+    with scene.fires("RelayFencedWrites"), stopped(first.pid), missing:
+        taken = "relay_jobs_reclaimed_total"
+        wait_until(lambda: metric(scene.workers[1].metrics_port, taken) >= 11, "its jobs are taken", 20)
+    for reader in readers:
+        assert reader.terminal is None
+        reader.close()
+
+
+def test_somebody_flushes_redis(scene: Scene) -> None:
+    """FLUSHALL while responses are read: their readers are told, and the budget of completion burns."""
+    readers = [scene.reader(3000, 50).some(3) for _ in range(3)]
+    with scene.fires("RelayStreamsLost", "RelayBudgetBurnsFast"), admin(scene.redis.url) as redis:
+        redis.flushall()
+        for reader in readers:
+            reader.run()
+
+
+def test_there_is_no_worker_and_then_a_small_one(scene: Scene) -> None:
+    """Jobs wait; when they are taken, one by one, their first tokens are late."""
+    with scene.fires("RelayFirstTokenSlow"):
+        with scene.fires("RelayNoWorkers", "RelayQueueWait", "RelayScrapeMissing"):
+            while scene.workers:
+                scene.workers.pop().kill()
+            for _ in range(8):
+                scene.reader(100, 50)
+        scene.add(scene.new_worker(concurrency=1))
