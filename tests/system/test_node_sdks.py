@@ -87,4 +87,4 @@ def test_sdk(node: str, nodes: tuple[Api, Api], name: str) -> None:
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     passed = [line for line in done.stdout.splitlines() if line.startswith("✔")]
-    assert len(passed) > 10, done.stdout
+    assert len(passed) >= 10, done.stdout
