@@ -18,14 +18,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import uvloop
-
 from tests.chaos import nemesis
 from tests.chaos.life import MOST_TOKENS, Life, plan, replay
 from tests.chaos.nemesis import Fault, Scene
 from tests.chaos.observer import Observer
 from tests.chaos.readers import readers_of
-from tests.chaos.stage import Stage, stage
+from tests.chaos.stage import Stage, run_to_end, stage
 
 RECOVER_WITHIN_S = 45.0
 SETTLED_S = 0.3  # what was under way already is no sign of recovery
@@ -298,7 +296,7 @@ def main(arguments: Sequence[str]) -> int:
     print(
         f"seed {seed}, {given.topology}, {given.responses} responses, {given.minutes:g} minutes", flush=True
     )
-    run = uvloop.run(
+    run = run_to_end(
         chaos(
             given.topology,
             minutes=given.minutes,

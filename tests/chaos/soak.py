@@ -20,7 +20,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-import uvloop
 from redis import Redis
 
 from relay.keys import PERMANENT
@@ -28,7 +27,7 @@ from tests.chaos.connection import call, connected
 from tests.chaos.life import Life, Plan
 from tests.chaos.observer import Observer
 from tests.chaos.readers import Reader
-from tests.chaos.stage import Role, Stage, stage
+from tests.chaos.stage import Role, Stage, run_to_end, stage
 from tests.support.system import Process
 
 RETENTION_S = 30
@@ -329,7 +328,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--keep", type=Path, default=Path("soak-violations"))
     given = parser.parse_args(arguments)
-    run = uvloop.run(soak(given.minutes, given.seed, given.keep))
+    run = run_to_end(soak(given.minutes, given.seed, given.keep))
     print(run.summary())
     return 1 if run.problems else 0
 

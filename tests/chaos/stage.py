@@ -8,11 +8,14 @@ replaced; a new one takes the old one's place behind the same line.
 import asyncio
 import json
 import random
+import signal
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import uvloop
 
 from relay import simulation
 from relay.client import Client
@@ -135,6 +138,24 @@ class Stage:
         for role in self.roles:
             if role.process is not None and role.process in Process.living:
                 (self.folder / f"{role.name}-{role.starts}.log").write_text(role.process.stderr)
+
+
+def run_to_end(play: Coroutine[Any, Any, T]) -> T:
+    """Run it on a loop of its own. SIGTERM cancels it, so that no process of the stage is left behind.
+
+    Raises SystemExit then.
+    """
+
+    async def watched() -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await play
+
+    try:
+        return uvloop.run(watched())
+    except asyncio.CancelledError:
+        raise SystemExit(128 + signal.SIGTERM) from None
 
 
 async def _speak(call: Call) -> None:

@@ -6,9 +6,9 @@
 from pathlib import Path
 
 import pytest
-import uvloop
 
 from tests.chaos.run import chaos
+from tests.chaos.stage import run_to_end
 
 SEED = 1862  # kills and rolls workers, nodes and Redis within its first seven faults
 MINUTES = 0.7
@@ -19,7 +19,7 @@ FAULTS = 5  # at least, within the time, on a machine that has other things to d
 @pytest.mark.timeout(240)
 def test_whatever_is_done_to_it_every_reader_has_the_exact_text_or_a_truthful_end(tmp_path: Path) -> None:
     """Processes, Redis and the network fail one after the other; every history is right."""
-    run = uvloop.run(
+    run = run_to_end(
         chaos("single", minutes=MINUTES, seed=SEED, responses=RESPONSES, keep=tmp_path, most_tokens=TOKENS)
     )
     print(run.summary())
