@@ -229,3 +229,10 @@ class SourceFailed(RelayError):
         self.failure_retryable = retryable
         # Of a rejection: what the upstream told the caller, {"status","message","type","code","param"}.
         self.upstream = upstream
+
+    @property
+    def logged(self) -> dict[str, str]:
+        """Fields of a log line. What the upstream said may repeat a prompt: it is in `said` alone."""
+        is_quoted = self.failure_code in ("upstream_rejected", "upstream_error")
+        ours = self.message.partition(": ")[0] if is_quoted else self.message
+        return {"code": self.failure_code, "error": ours, "said": self.message}

@@ -225,9 +225,7 @@ class GenerationJob:
         await self._complete(pump, Status.CANCELLED, Finish(FinishReason.CANCELLED))
 
     async def _fail(self, pump: Pump, failure: SourceFailed) -> None:
-        log.warning(
-            "source_failed", response=self.journal.id, code=failure.failure_code, error=failure.message
-        )
+        log.warning("source_failed", response=self.journal.id, **failure.logged)
         data = {
             "code": failure.failure_code,
             "message": failure.message[:500],
