@@ -63,6 +63,7 @@ class System:
     pids: list[tuple[str, int]] = field(default_factory=list)
     settings: dict[str, str] = field(default_factory=dict)
     metrics_urls: list[str] = field(default_factory=list)  # of the workers
+    redis_url: str = ""  # where it is ours
 
     def pids_of(self, role: str) -> list[int]:
         """The processes of a role."""
@@ -85,6 +86,7 @@ def running(shape: Shape, *, responses: int, viewers: int = 1) -> Iterator[Syste
         logs = shape.logs or directory
         environment, settings = _environment(redis.url, responses, viewers, dict(shape.settings))
         system = System([], asyncio.run(_version(redis.url)), [("redis", redis.pid)], settings)
+        system.redis_url = redis.url
         started: list[_Process] = []
         stack.callback(_stop, started)
         for number, (role, *arguments) in enumerate(_commands(shape, responses)):

@@ -8,6 +8,7 @@ cap      the same: what a response's log costs Redis
 Each point is a fresh system, for memory that one has left behind would hide the next one's growth.
 """
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,11 +22,14 @@ from relay.bench.load import Plan
 from relay.bench.run import drive
 from relay.bench.system import Shape, System, running
 from relay.errors import ServerUnfit
+from relay.fitness import parse_info
 from relay.settings import MIB
+from relay.wire import Wire
 
 _WARM_UP_S = 2.0
 _WARM_UP = Plan([], responses=20, tokens=50, rate=50.0, ramp_s=0.2)
 _LOAD = Plan([], responses=100, tokens=250, rate=50.0)
+_LONG = Plan([], responses=40, tokens=1200, rate=100.0)
 # So that flow control, and not the bound of a response, is what ends the flood.
 _UNBOUNDED = ("RELAY_MAX_RESPONSE_BYTES", str(256 * MIB))
 
@@ -100,7 +104,7 @@ def credit(point: Point) -> dict[str, float]:
 
 def flush(point: Point) -> dict[str, float]:
     """How late a token is, how many share a frame, and the CPU of all processes for each."""
-    result, _ = _load(point)
+    result, _ = _load(point, _LOAD)
     return {
         "p50, ms": result["latency_ms"]["p50"],
         "p99, ms": result["latency_ms"]["p99"],
@@ -111,21 +115,22 @@ def flush(point: Point) -> dict[str, float]:
 
 def cap(point: Point) -> dict[str, float]:
     """What a response costs Redis, log and journal and groups together."""
-    result, grown_kib = _load(point)
+    result, grown_bytes = _load(point, _LONG)
+    text, responses = result["text_bytes"], result["responses"]
     return {
-        "redis, KiB per response": round(grown_kib / result["responses"], 1),
+        "frames per response": round(result["frames"] / responses),
+        "redis beside the text, KiB per response": _kib((grown_bytes - text) // responses),
         "p99, ms": result["latency_ms"]["p99"],
     }
 
 
-def _load(point: Point) -> tuple[dict[str, Any], int]:
-    """A load of readers that keep up, and by how many KiB Redis has grown over it. Raises ServerUnfit."""
-    with point.system(_LOAD.responses) as system:
+def _load(point: Point, plan: Plan) -> tuple[dict[str, Any], int]:
+    """A load of readers that keep up, and by how many bytes Redis's data has grown. Raises ServerUnfit."""
+    with point.system(plan.responses) as system:
         drive(replace(_WARM_UP, urls=system.urls), lambda _: None)
-        (redis,) = system.pids_of("redis")
-        before, spent = machine.rss_kib(redis), _cpu_s(system)
-        result = drive(replace(_LOAD, urls=system.urls), lambda _: None)
-        grown, spent = machine.rss_kib(redis) - before, _cpu_s(system) - spent
+        before, spent = _used_bytes(system), _cpu_s(system)
+        result = drive(replace(plan, urls=system.urls), lambda _: None)
+        grown, spent = _used_bytes(system) - before, _cpu_s(system) - spent
     if wrong := run.faults(result):
         raise ServerUnfit(f"{point.setting}={point.value:g}: {'; '.join(wrong)}: run it on a quiet machine")
     return result | {"cpu_s_of_ours": spent}, grown
@@ -133,6 +138,17 @@ def _load(point: Point) -> tuple[dict[str, Any], int]:
 
 def _cpu_s(system: System) -> float:
     return sum(machine.usage(pid).cpu_s for _, pid in system.pids)
+
+
+def _used_bytes(system: System) -> int:
+    async def asked() -> int:
+        wire = await Wire.connect(system.redis_url)
+        try:
+            return int(parse_info(await wire.call("INFO", "memory"))["used_memory"])
+        finally:
+            await wire.close()
+
+    return asyncio.run(asked())
 
 
 def _kib(size_bytes: int) -> float:

@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from relay.cli import bench_entry, demo, doctor, keys, serve, settings, tail, top, up
+from relay.cli import bench_entry, cost, demo, doctor, keys, serve, settings, tail, top, up
 from relay.errors import InvalidValue, Malformed, RelayError, SettingsInvalid
 
 OK, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
@@ -35,6 +35,7 @@ app.command("tail")(tail.tail)
 app.command("top")(top.top)
 app.command("doctor")(doctor.doctor)
 app.command("settings")(settings.settings)
+app.command("cost")(cost.cost)
 app.command("bench", **bench_entry.AS_IS)(bench_entry.bench)
 app.add_typer(keys.app, name="keys")
 
