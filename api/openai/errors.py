@@ -56,14 +56,8 @@ def body_of(data: dict[str, Any], status: int | None = None) -> dict[str, Any]:
     code = data.get("code")
     status = status or STATUS.get(str(code), 502)
     kind = "rate_limit_error" if status == 429 else _TYPES.get(status, "server_error")
-    said = data.get("upstream") or {}
-    if said:
-        kind = said.get("type") or "invalid_request_error"
-    return {
-        "error": {
-            "message": said.get("message") or data.get("message"),
-            "type": kind,
-            "code": said.get("code", None if said else code),
-            "param": said.get("param"),
-        }
-    }
+    error = {"message": data.get("message"), "type": kind, "code": code, "param": None}
+    if said := data.get("upstream"):
+        told = {name: value for name, value in said.items() if name != "status" and value != ""}
+        error = {**error, "type": "invalid_request_error", "code": None, **told}
+    return {"error": error}

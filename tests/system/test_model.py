@@ -1,19 +1,12 @@
 """A real model behind the relay: SmolLM2-135M on llama.cpp's own server, read through the openai source."""
 
 import hashlib
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from relay.cli.llm_server import model_file
-from relay.embedded import EmbeddedServer, free_port
-from relay.errors import Unavailable
-from tests.support.servers import may_skip
+from relay.embedded import EmbeddedServer
 from tests.support.system import Api, Reader, Worker, call, logs_if_failed, metric
 from tests.support.wait import wait_until
 
@@ -22,31 +15,6 @@ pytestmark = [pytest.mark.llm, pytest.mark.timeout(120)]
 ASK = [{"role": "user", "content": "Explain in a few sentences why rivers are never straight."}]
 
 NEVER_ENDS = {"0": -100, "2": -100}  # its two tokens that end an answer
-
-
-@pytest.fixture(scope="module")
-def model() -> Iterator[str]:
-    """The base URL of a running model; skipped where it is not installed."""
-    try:
-        model_file()
-    except Unavailable as missing:
-        if may_skip():
-            pytest.skip(missing.message)
-        pytest.fail(missing.message, pytrace=False)
-    port = free_port()
-    with tempfile.TemporaryDirectory(prefix="relay-model-") as folder:
-        said = Path(folder) / "said"
-        with said.open("wb") as output:
-            server = subprocess.Popen(
-                [sys.executable, "-m", "relay.cli.llm_server", "--port", str(port)],
-                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=folder,
-            )  # fmt: skip
-        try:
-            wait_until(lambda: b"ready http" in said.read_bytes(), "the model serves", timeout_s=60)
-            yield f"http://127.0.0.1:{port}/v1"
-        finally:
-            server.kill()
-            server.wait()
 
 
 @pytest.fixture(scope="module")

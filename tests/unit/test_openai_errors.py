@@ -114,6 +114,7 @@ def test_in_stream(error: Any, code: str, retryable: bool) -> None:
         ({"error": {"message": "no", "code": f"x{KEY}", "param": "p" * 500, "type": ["t"]}},
          {"code": "x***", "param": "p" * 100}),
         ({"error": "no"}, {}),
+        ({"error": {"message": "no", "n_ctx": 4096, "big": 2**60, "status": 1, "deep": {}}}, {"n_ctx": 4096}),
     ],
 )  # fmt: skip
 def test_a_rejection_keeps_its_parts(body: Any, parts: dict[str, Any]) -> None:

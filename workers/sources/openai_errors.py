@@ -26,6 +26,8 @@ from relay.errors import SourceFailed
 
 MESSAGE_MAX_CHARS = 500
 PART_MAX_CHARS = 100
+PARTS_MAX = 8
+_PARTS_FIRST = ("type", "code", "param")
 RETRY_AFTER_MAX_S = 3600.0
 
 _FIXED = {
@@ -82,15 +84,21 @@ def _failure(
 
 
 def _parts(error: object, secret: str | None) -> dict[str, Any]:
-    """`type`, `code` and `param` where there are such, each text or a number."""
+    """`type`, `code`, `param` and what else is told in a word or a number: `n_ctx`, `limit` ..."""
     fields: dict[str, Any] = error if isinstance(error, dict) else {}
     if isinstance(fields.get("error"), dict):
         fields = fields["error"]
-    return {
-        name: _bounded(value, secret)[:PART_MAX_CHARS] if isinstance(value, str) else value
-        for name in ("type", "code", "param")
-        if isinstance(value := fields.get(name), str) or (type(value) is int and abs(value) < 2**53)
-    }
+    found: dict[str, Any] = {}
+    others = fields.keys() - set(_PARTS_FIRST) - {"message", "status", "error", "detail", "object"}
+    for name in (*_PARTS_FIRST, *sorted(others)):
+        value = fields.get(name)
+        if isinstance(value, str):
+            found[name[:PART_MAX_CHARS]] = _bounded(value, secret)[:PART_MAX_CHARS]
+        elif type(value) is int and abs(value) < 2**53:
+            found[name[:PART_MAX_CHARS]] = value
+        if len(found) == PARTS_MAX:
+            break
+    return found
 
 
 def _with(message: str, said: str, secret: str | None) -> str:
