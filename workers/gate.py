@@ -4,7 +4,8 @@
     memory   its resident memory is at its budget, until a tenth below
     redis    Redis refused a write, until it takes writes again for two looks at it
 
-A job that is not claimed waits for another worker, where it is pressure on admission by its age.
+A job that is not claimed waits for another worker, where it is pressure on admission by its age. What a
+lost worker has left is taken over all the same: it is a running answer, and its reader waits.
 """
 
 import asyncio

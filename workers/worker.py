@@ -105,7 +105,7 @@ class Worker:
             # Jitter, so that workers do not all look at once.
             await asyncio.sleep(every_s * random.uniform(0.75, 1.25))
             # A full batch is followed at once by the next: many responses may have lost their worker.
-            while (most := min(self._free, CLAIM_BATCH)) > 0 and not self._waits_for_others:
+            while (most := min(self._room, CLAIM_BATCH)) > 0 and not self._waits_for_others:
                 if await self._take_over(tasks, most) < most:
                     break
 
@@ -124,8 +124,14 @@ class Worker:
         return len(jobs)
 
     @property
+    def _room(self) -> int:
+        """Slots for what another worker has lost: a running answer does not pay for a loop that is late."""
+        return self._concurrency - len(self._running)
+
+    @property
     def _free(self) -> int:
-        return self._concurrency - len(self._running) if self._gate.is_open else 0
+        """Slots for new jobs."""
+        return self._room if self._gate.is_open else 0
 
     @property
     def _waits_for_others(self) -> bool:
@@ -136,7 +142,7 @@ class Worker:
         """Run it. False when there is no slot: claim and reclaim both count on the same ones."""
         if job.response_id in self._running:
             return True  # also when it was queued twice: one of it is enough
-        if self._free <= 0:
+        if self._room <= 0:
             return False
         generation = GenerationJob(self._shop, job)
         self._running[job.response_id] = generation
