@@ -75,7 +75,10 @@ class Metrics:
             one(lambda: self.trims_repaired),
         )
         counted.counter(
-            "relay_gap_bytes", "Bytes that a reader missed; must stay 0.", (), one(lambda: self.gap_bytes)
+            "relay_gap_bytes",
+            "Text of whole answers that a reader missed, or had twice; must stay 0.",
+            (),
+            one(lambda: self.gap_bytes),
         )
         counted.gauge(
             "relay_draining_seconds",

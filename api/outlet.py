@@ -2,11 +2,16 @@
 
 from typing import NamedTuple
 
+import orjson
+import structlog
+
 from api.form import NATIVE, Form
 from api.ledger import Credit, Ledger
 from api.metrics import Metrics
 from api.sink import Sink
-from relay.events import HEADER_MAX, MAX_PAYLOAD, TERMINAL, Placed, decode, merge
+from relay.events import HEADER_MAX, MAX_PAYLOAD, TERMINAL, Channel, Placed, Record, decode, merge
+
+log = structlog.get_logger("relay.api")
 
 # Unconfirmed frames of a reader of the journal. Live readers are bounded by entries.
 BEHIND_FRAMES = 8
@@ -32,8 +37,10 @@ class Outlet:
     """The writing half of a consumer. Credit counts bytes of the response, not of the frames."""
 
     __slots__ = (
+        "_from_start",
         "_metrics",
         "_refused_at",
+        "_text_bytes",
         "_unfit_at",
         "_unfit_room",
         "credit",
@@ -61,6 +68,8 @@ class Outlet:
         self.epoch = epoch
         self.has_terminal = False
         self._metrics = metrics
+        self._from_start = offset == 0
+        self._text_bytes = 0  # of content that was written here
         # The offset, and the room in which no whole record was found there.
         self._unfit_at, self._unfit_room = -1, 0
         self._refused_at = -1  # the offset of a record that is known, and not terminal, and did not fit
@@ -146,8 +155,21 @@ class Outlet:
             for item, frame in zip(placed, frames, strict=True):
                 at += len(frame)
                 self.ledger.wrote(at, item.end)
-        self.has_terminal = placed[-1].record.channel in TERMINAL
+        for _, (channel, payload) in placed:
+            if channel is Channel.CONTENT:
+                self._text_bytes += len(payload)
+        last = placed[-1].record
+        self.has_terminal = last.channel in TERMINAL
         self._metrics.sent(placed, frames)
+        if last.channel is Channel.DONE and self._from_start:
+            self._audit(last)
+
+    def _audit(self, done: Record) -> None:
+        """Compare what was written with what was made: a check of all above that knows nothing of it."""
+        made = orjson.loads(done.payload).get("text_bytes")
+        if made is not None and made != self._text_bytes:
+            self._metrics.gap_bytes += abs(made - self._text_bytes)
+            log.error("gap", made=made, written=self._text_bytes)
 
     def acknowledged(self) -> int:
         """The offset that the client's kernel has, as of now."""

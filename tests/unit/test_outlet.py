@@ -266,3 +266,15 @@ def test_the_credit_is_kept_and_nothing_is_lost(
     assert {name: text for name, text in channel_texts(socket).items() if text} == expected
     assert len([got for got in socket.events if got.event == "notice"]) == records.count(NOTICE)
     assert outlet.has_terminal == done
+
+
+@pytest.mark.parametrize(("offset", "missed", "gap"), [(0, 0, 0), (0, 1, 6), (0, 2, 9), (7, 1, 0)], ids=str)
+def test_what_a_reader_missed_is_counted_at_the_end(offset: int, missed: int, gap: int) -> None:
+    """By the text that was made, whatever the positions say; one that began in the middle cannot tell."""
+    records = [content("h\u00e9llo"), content("\u4e16"), content("")]
+    done = event(Channel.DONE, {"finish_reason": "stop", "text_bytes": 9})
+    metrics = Metrics()
+    credit = Credit(1000, 64, explicit=False)
+    outlet = Outlet(FakeSocket().as_client(), credit, metrics, offset, 1)
+    outlet.write(placed(*records, done, base=offset)[missed:])
+    assert metrics.gap_bytes == gap
