@@ -46,6 +46,7 @@ class Reader {
     this.root = $("reader").content.firstElementChild.cloneNode(true);
     this.part = (name) => this.root.querySelector(`.${name}`);
     this.root.querySelector("h3").textContent = `Reader ${number}`;
+    this.root.setAttribute("aria-label", `Reader ${number}`);
     this.samples = [];
     this.after = undefined;
     this.events = this.bytes = this.connections = 0;
@@ -68,7 +69,9 @@ class Reader {
 
   slide() {
     const speed = this.speed;
-    this.part("speed").textContent = speed === Infinity ? "as fast as it comes" : `${bytes(Math.round(speed))}/s`;
+    const said = speed === Infinity ? "as fast as it comes" : `${bytes(Math.round(speed))}/s`;
+    this.part("speed").textContent = said;
+    this.part("slider").setAttribute("aria-valuetext", said);
     this.wake?.();
   }
 
@@ -196,7 +199,10 @@ class Reader {
     this.events = this.bytes = 0;
     this.samples = [...this.samples, lag].slice(-SAMPLES);
     const most = Math.max(1, this.window, ...this.samples);
-    const points = this.samples.map((value, at) => `${(at * 240) / (SAMPLES - 1)},${38 - (value / most) * 36}`);
+    const gap = SAMPLES - this.samples.length; // now is at the right
+    const height = (value) => 38 - (value / most) * 36;
+    const points = this.samples.map((value, at) => `${((gap + at) * 240) / (SAMPLES - 1)},${height(value)}`);
+    for (const end of ["y1", "y2"]) this.root.querySelector(".limit").setAttribute(end, height(this.window));
     this.root.querySelector("polyline").setAttribute("points", points.join(" "));
   }
 }
