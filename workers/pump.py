@@ -170,7 +170,8 @@ class Pump:
                 if self.governor.is_shortened:
                     return await self._shorten(generation)
             batch = await generation.read()
-            self._take(batch)
+            # The start went when the job was claimed: the first token does not wait for a flush after it.
+            self._take(batch, at_once=first)
             if first and batch.records:
                 first = False
                 self._metrics.first_token_s.observe(max(0.0, self._server_time() - self._created_at))
@@ -199,14 +200,14 @@ class Pump:
         """Count the tokens that were asked for and need not be generated, where the request told a limit."""
         self._metrics.saved[reason] += max(0, self._tokens_most - self.tokens)
 
-    def _take(self, batch: Batch) -> None:
+    def _take(self, batch: Batch, *, at_once: bool = False) -> None:
         for channel, payload in batch.records:
             if channel is Channel.CONTENT:
                 self._count(payload)
         self._metrics.tokens += batch.tokens
         self.tokens += batch.tokens
         self.governor.spent(batch.tokens, sum(len(record.payload) + 1 for record in batch.records))
-        self.writer.feed(batch.records)
+        self.writer.feed(batch.records, at_once=at_once)
 
     def _tell(self, step: Step) -> None:
         notice = {"kind": step.kind, "level": int(step.level), "reason": step.reason}

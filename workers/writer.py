@@ -1,9 +1,10 @@
 """Gathers records and appends them to a journal, self-clocked.
 
 While one append is in flight new records gather; when its reply comes they leave as one entry, merged.
-The first goes at once; after that there is a floor on the interval, unless a whole entry's worth has
-gathered. The last entries are kept until they are old enough: a server that failed over and lost
-writes answers GAP, and they are sent again, the same bytes at the same offsets.
+The first goes at once, and so does what is fed with `at_once`; after that there is a floor on the
+interval, unless a whole entry's worth has gathered. The last entries are kept until they are old enough:
+a server that failed over and lost writes answers GAP, and they are sent again, the same bytes at the same
+offsets.
 
 No task of its own: the replies drive it. What gathers is bounded by whoever feeds it, who sees how far
 `produced` is ahead of `head`.
@@ -72,6 +73,7 @@ class Writer:
         self._kept: deque[tuple[int, bytes]] = deque()  # (end, bytes) of entries, sent and unsent
         self._kept_bytes = 0
         self._sent_at = -1e9
+        self._at_once = False
         self._inflight = False
         self._timer: asyncio.TimerHandle | None = None
         self._round_trip_s = 0.0  # moving average of an append
@@ -92,8 +94,12 @@ class Writer:
         """The offset up to which there is text, gathered text included (headers not yet counted)."""
         return self._end + self._gathered_bytes
 
-    def feed(self, records: Iterable[Record]) -> None:
-        """Take records, each at most MAX_PAYLOAD; they leave when the clock allows."""
+    def feed(self, records: Iterable[Record], *, at_once: bool = False) -> None:
+        """Take records, each at most MAX_PAYLOAD; they leave when the clock allows.
+
+        `at_once`: with the next append, however soon after the last one.
+        """
+        self._at_once = at_once or self._at_once
         for record in records:
             self._gathered.append(record)
             self._gathered_bytes += len(record.payload) + 1
@@ -152,7 +158,7 @@ class Writer:
             self._send()
         elif self._gathered:
             wait_s = self._sent_at + self._interval_s() - self._loop.time()
-            if now or wait_s <= 0 or self._gathered_bytes >= MAX_PAYLOAD:
+            if now or self._at_once or wait_s <= 0 or self._gathered_bytes >= MAX_PAYLOAD:
                 self._encode()
                 self._send()
             elif self._timer is None:
@@ -180,6 +186,7 @@ class Writer:
             taken.append(encode(piece))
             size += len(taken[-1])
             used += 1
+        self._at_once = False
         self._gathered = pieces[used:]
         self._gathered_bytes = sum(len(record.payload) + 1 for record in self._gathered)
         self._end += size

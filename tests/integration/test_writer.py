@@ -176,6 +176,17 @@ async def test_the_first_record_goes_at_once(desk: Desk) -> None:
     assert await desk.text() == "first"
 
 
+async def test_what_is_to_go_at_once_waits_for_no_interval(desk: Desk) -> None:
+    """The first token comes right after the start; what follows it waits again."""
+    writer = desk.writer(flush_s=LONG_S)
+    writer.feed([content("start")])
+    writer.feed([content(" first")], at_once=True)  # the append before it is still in flight
+    await until(lambda: writer.head == writer.produced, "both are acknowledged")
+    writer.feed([content(" second")])
+    assert len(await desk.entries()) == 2
+    assert writer.head < writer.produced
+
+
 async def test_after_the_first_there_is_a_floor_on_the_interval(desk: Desk) -> None:
     """What comes within the interval waits for its end and leaves as one entry."""
     writer = desk.writer(flush_s=0.1)
