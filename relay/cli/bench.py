@@ -20,6 +20,7 @@ from relay.bench.load import Plan
 from relay.bench.system import Shape
 from relay.bench.wire import compare
 from relay.cli.bench_backpressure import backpressure
+from relay.cli.bench_openai import openai
 from relay.cli.bench_options import Json, Options, finish, with_options
 from relay.cli.bench_readers import readers
 from relay.cli.bench_tune import tune
@@ -96,6 +97,7 @@ def capacity(
 app.command()(readers)
 app.command()(backpressure)
 app.command()(tune)
+app.command()(openai)
 
 
 @app.command()
