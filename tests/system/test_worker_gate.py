@@ -60,7 +60,7 @@ def test_a_worker_whose_redis_refuses_writes() -> None:
             client.config_set("maxmemory", 1)
             try:
                 wait_until(lambda: held(worker, "redis"), "it is held")
-                assert metric(worker.metrics_port, "relay_redis_refused_writes_total") >= 1
+                assert metric(worker.metrics_port, "relay_append_failures_total") >= 1
             finally:
                 client.config_set("maxmemory", 0)
             made = api.create(tokens=20)
