@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, NamedTuple
 
 from relay import scripts
-from relay.errors import Malformed, NotFound, Refused
+from relay.errors import Malformed, NotFound, Refused, Unavailable
 from relay.events import Channel, Placed, decode
 from relay.keys import Keys, keys_of
 from relay.line import Line
@@ -128,7 +128,8 @@ class Journal:
     async def check_boundary(self, offset: int) -> None:
         """Raises Malformed when `offset` is inside a record: an id that we never gave out.
 
-        Nearly free for recent positions (the log has the entry); for old ones it walks the journal.
+        Nearly free for recent positions (the log has the entry); for old ones it walks the journal. Raises
+        NotFound or Unavailable where the text is gone meanwhile: then nothing can be told of the offset.
         """
         if offset == 0:
             return
@@ -139,6 +140,8 @@ class Journal:
         async for placed in self.read(start, offset):
             start = placed[-1].end
         if start != offset:
+            if (await self.snapshot()).head < offset:
+                raise Unavailable(f"the text up to {offset} is not here now", retry_after_s=1)
             raise Malformed(f"not the id of an event of this response: {offset}")
 
     async def text(self, stop: int) -> AsyncIterator[bytes]:

@@ -18,6 +18,7 @@ from relay.errors import (
     Overloaded,
     Refused,
     StreamLost,
+    Unavailable,
 )
 from relay.events import Channel, Record, content, encode, event
 from relay.journal import MAX_GROUPS, Entry, Journal, read_entries
@@ -1112,12 +1113,24 @@ async def test_exactly_the_ends_of_records_are_positions(writer: Writer, trimmed
         pair = EVERY_KIND[number : number + 2]
         boundaries |= {writer.head + len(encode(pair[0])), await writer.write(*pair)}
     await call(journal, "XTRIM", journal.keys.log, "MAXLEN", trimmed_to)
-    for offset in range(writer.head + 3):
+    for offset in range(writer.head):
         if offset in boundaries:
             await journal.check_boundary(offset)
         else:
             with pytest.raises(Malformed, match=str(offset)):
                 await journal.check_boundary(offset)
+    await journal.check_boundary(writer.head)
+
+
+async def test_of_text_that_is_gone_nothing_is_told(writer: Writer) -> None:
+    """A failover, or a FLUSHALL, came after the look at the head: the position may have been right."""
+    journal = writer.journal
+    head = await writer.write("text")
+    with pytest.raises(Unavailable):
+        await journal.check_boundary(head + 1)
+    await call(journal, "DEL", journal.keys.meta, journal.keys.log, journal.keys.journal)
+    with pytest.raises(NotFound):
+        await journal.check_boundary(head)
 
 
 async def test_a_boundary_far_from_the_log_is_found_slice_by_slice(writer: Writer) -> None:
