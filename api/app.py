@@ -6,6 +6,7 @@ from starlette.exceptions import HTTPException
 
 from api import errors
 from api.limits import BodyLimit
+from api.reference.document import complete
 from api.routes import console, events, health, openai, streams
 from api.state import State
 from api.traced import Traced
@@ -29,6 +30,7 @@ def create_app(state: State) -> FastAPI:
     app.include_router(openai.router)
     app.include_router(health.router)
     app.include_router(console.router)
+    complete(app)
     app.add_exception_handler(RelayError, errors.on_relay_error)
     app.add_exception_handler(RequestValidationError, errors.on_invalid)
     app.add_exception_handler(HTTPException, errors.on_http)
