@@ -135,9 +135,9 @@ class Consumer:
         self.ended.set_result(ending)
 
     def say(self, data: bytes) -> None:
-        """Write what is no part of the response."""
+        """Write what is no part of the response. After its last event nothing is said any more."""
         self.written_at = self.node.loop.time()
-        if data:
+        if data and not self.outlet.has_terminal:
             self.outlet.socket.write(data)
 
     def sweep(self) -> None:

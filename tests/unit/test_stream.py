@@ -342,6 +342,17 @@ def test_the_end_waits_until_the_client_has_it() -> None:
     assert rig.loop.timers == 0
 
 
+@pytest.mark.parametrize("ending", [Ending.DRAINED, Ending.SUPERSEDED])
+def test_nothing_is_said_after_the_end(ending: Ending) -> None:
+    """The last event is on its way, and the node drains or another connection takes the name over."""
+    rig = live_rig()
+    rig.finish()
+    rig.settle(take=False)
+    rig.consumer.end(ending, b"event: reconnect\ndata: {}\n\n")
+    rig.socket.take()
+    assert rig.socket.events[-1].event == "done"
+
+
 def test_a_response_that_has_ended_already_ends_its_reader() -> None:
     """A reader of a finished response gets it whole and ends, without one read of the log."""
     rig = Rig()
