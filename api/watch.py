@@ -47,6 +47,10 @@ class Watch:
         state = self.queues.get("interactive")
         return state.oldest_s if state is not None else 0.0
 
+    async def workers(self) -> int:
+        """How many workers there are now. Raises RelayError when Redis does not answer."""
+        return await self._jobs.workers()
+
     async def run(self) -> None:
         """Sample until cancelled; while Redis is away the last sample stands."""
         loop = asyncio.get_running_loop()

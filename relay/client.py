@@ -124,6 +124,10 @@ class Client:
         found: list[dict[str, Any]] = _json(await self._call("GET", "/v1/streams")).get("data", [])
         return found
 
+    async def pressure(self) -> dict[str, Any]:
+        """How the deployment does, as `GET /v1/pressure` gives it: level, queue, workers, Redis's memory."""
+        return _json(await self._call("GET", "/v1/pressure"))
+
     async def cancel(self, response_id: str) -> None:
         """Stop the generation. Idempotent."""
         await self._call("DELETE", _path(response_id))

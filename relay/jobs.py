@@ -23,6 +23,8 @@ STREAMS = {"interactive": JOBS_INTERACTIVE, "background": JOBS_BACKGROUND}
 # a scan, so that also the last orphan of a full deployment is found within a few seconds.
 SCAN_COUNT, SCAN_PAGES = 100, 10
 
+WORKER_SEEN_MS = 5_000  # an idle worker asks for a job every second
+
 
 class Job(NamedTuple):
     """A claimed entry: which stream, which entry, which response, how often it was delivered."""
@@ -75,6 +77,20 @@ class Jobs:
     async def states(self) -> dict[str, QueueState]:
         """Each queue as it is now. Ages are by the server's clock, which is in the entries' IDs."""
         return {queue: await self._state(stream) for queue, stream in STREAMS.items()}
+
+    async def workers(self) -> int:
+        """How many workers there are: those that hold a job, or asked for one lately.
+
+        One that was lost counts until its jobs are another's; an idle one that was lost, for WORKER_SEEN_MS.
+        Redis before 7.2 notes a worker that asks only when it gets something: there idle ones are missing.
+        """
+        seen: set[bytes] = set()
+        for stream in STREAMS.values():
+            with suppress(Refused):  # nothing was ever queued
+                for one in await self._line(stream).call("XINFO", "CONSUMERS", stream, JOBS_GROUP):
+                    if one[b"pending"] or one[b"idle"] <= WORKER_SEEN_MS:
+                        seen.add(one[b"name"])
+        return len(seen)
 
     async def _state(self, stream: str) -> QueueState:
         line = self._line(stream)

@@ -248,7 +248,7 @@ async function list() {
   const names = ["calm", "limits lowered", "background shed", "new work refused"];
   const memory = pressure.memory_budget_bytes ? `, Redis ${bytes(pressure.memory_bytes)} of ${bytes(pressure.memory_budget_bytes)}` : `, Redis ${bytes(pressure.memory_bytes)}`;
   const why = pressure.level ? ` (${pressure.reason})` : "";
-  say($("pressure"), `pressure ${pressure.level}: ${names[pressure.level]}${why}, ${pressure.waiting} waiting, ${pressure.active} active${memory}`,
+  say($("pressure"), `pressure ${pressure.level}: ${names[pressure.level]}${why}, ${pressure.waiting} waiting, ${pressure.active} active, ${pressure.workers} ${pressure.workers === 1 ? "worker" : "workers"}${memory}`,
     ["good", "warn", "warn", "bad"][pressure.level]);
   $("empty").hidden = recent.data.length > 0;
   $("list").replaceChildren(...recent.data.map((response) => row(response)));

@@ -55,7 +55,7 @@ async def asset(name: str) -> Response:
 
 @router.get("/v1/pressure", include_in_schema=True)
 async def pressure(request: Request) -> dict[str, object]:
-    """How the deployment does: the level for new work and why, the queue, and Redis's memory."""
+    """How the deployment does: the level for new work and why, the queue, the workers, and Redis's memory."""
     state = state_of(request)
     state.locks.owner(request)
     watch = state.watch
@@ -64,6 +64,7 @@ async def pressure(request: Request) -> dict[str, object]:
         "reason": watch.pressure.reason,
         "waiting": sum(queue.waiting for queue in watch.queues.values()),
         "active": sum(queue.pending for queue in watch.queues.values()),
+        "workers": await watch.workers(),
         "oldest_seconds": round(watch.queue_wait_s, 3),
         "memory_bytes": watch.memory_bytes,
         "memory_budget_bytes": watch.budget_bytes,

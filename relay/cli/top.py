@@ -1,20 +1,23 @@
 """`relay top`: a live table of the caller's responses and who reads them."""
 
 import asyncio
+import os
+import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.table import Table
+from relay.cli.top_view import HEADING, SORTS, History, Row, Screen, ordered, rows
 
+if TYPE_CHECKING:
     from relay.client import Client
 
 _REFRESH_S = 1.0
-_SHOWN_MAX = 20  # of the newest responses: each costs a request a second
-_AT_ONCE = 8
+_KEYS = {"n": "newest", "l": "lag", "v": "level", "p": "position", "s": "state"}
 
 
 def top(
@@ -22,89 +25,113 @@ def top(
     api_key: str | None = typer.Option(
         None, envvar="RELAY_API_KEY", help="a key, where one is needed", show_default=False
     ),
+    sort: str = typer.Option("newest", help=f"what is first: {', '.join(SORTS)}"),
+    reverse: bool = typer.Option(default=False, help="the other way round"),
 ) -> None:
-    """The newest responses with their consumers, lag and level, refreshed every second.
+    """The newest responses with their readers, lag and level, refreshed every second.
 
-    When piped, prints one table and ends.
+    The bars show the last minute of each reader's lag, of the workers and of the queue. A key sorts: n, l,
+    v, p or s; r reverses, q ends. When piped, prints one table with tabs and ends.
 
     Examples:
 
-      relay top
+      relay top --sort lag
 
-      relay top --url http://relay.internal:8000 | head -20
+      relay top --url http://relay.internal:8000 | cut -f 1,8
     """
-    raise typer.Exit(asyncio.run(_watch(url, api_key)))
+    if sort not in SORTS:
+        raise typer.BadParameter(f"{sort!r}; one of {', '.join(SORTS)}", param_hint="--sort")
+    raise typer.Exit(asyncio.run(_watch(url, api_key, sort, reverse=reverse)))
 
 
-async def _watch(url: str, api_key: str | None) -> int:
-    from rich.console import Console  # noqa: PLC0415 - imported for this command alone
-    from rich.live import Live  # noqa: PLC0415
+def lines(found: list[Row]) -> list[str]:
+    """The table as tab-separated lines, one for each consumer, or for a response without any."""
+    return ["\t".join(HEADING), *("\t".join(row.cells) for row in found)]
 
-    from relay.client import Client  # noqa: PLC0415
+
+async def _watch(url: str, api_key: str | None, sort: str, *, reverse: bool) -> int:
+    from relay.client import Client  # noqa: PLC0415 - imported for this command alone
 
     async with Client(url, api_key) as client:
-        responses = await fetch(client)
+        found, pressure = await _look(client)
         if not sys.stdout.isatty():
-            for line in lines(responses):
+            for line in lines(ordered(found, sort, reverse=reverse)):
                 print(line)
             return 0
-        console = Console()
-        with Live(_table(responses, url), console=console, screen=True, auto_refresh=False) as live:
-            while True:
-                await asyncio.sleep(_REFRESH_S)
-                live.update(_table(await fetch(client), url), refresh=True)
+        await _show(client, Screen(url, found, pressure, History(), sort, reverse, _clock()))
+    return 0
 
 
-async def fetch(client: "Client") -> list[dict[str, Any]]:
-    """The newest responses, each with its consumers; one that has expired meanwhile is left out."""
-    from relay.errors import Expired, NotFound  # noqa: PLC0415 - imported for this command alone
+async def _look(client: "Client") -> tuple[list[Row], dict[str, Any]]:
+    recent, pressure = await asyncio.gather(client.recent(), client.pressure())
+    return rows(recent), pressure
 
-    gate = asyncio.Semaphore(_AT_ONCE)
 
-    async def one(response_id: str) -> dict[str, Any] | None:
-        async with gate:
+async def _show(client: "Client", screen: Screen) -> None:
+    """Until q or Ctrl-C. A relay that is away for a while is waited for, and said to be."""
+    from rich.live import Live  # noqa: PLC0415 - imported for this command alone
+
+    from relay.errors import RelayError  # noqa: PLC0415
+
+    screen.history.take(screen.found, screen.pressure)
+    with _keys() as keys, Live(_picture(screen), screen=True, auto_refresh=False) as live:
+        due = time.monotonic() + _REFRESH_S
+        while True:
             try:
-                return await client.status(response_id)
-            except (NotFound, Expired):
-                return None
-
-    newest = (await client.recent())[:_SHOWN_MAX]
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(one(str(response["id"]))) for response in newest]
-    return [found for task in tasks if (found := task.result()) is not None]
-
-
-def lines(responses: list[dict[str, Any]]) -> list[str]:
-    """The table as tab-separated lines, one for each consumer, or for a response without any."""
-    heading = "id\tmodel\tstatus\tlevel\tposition\tconsumer\tstate\tlag_bytes\tlag_entries"
-    return [heading, *("\t".join(str(cell) for cell in row) for row in _rows(responses))]
-
-
-def _rows(responses: list[dict[str, Any]]) -> list[list[Any]]:
-    rows: list[list[Any]] = []
-    for one in responses:
-        head = [one.get(name, "-") for name in ("id", "model", "status", "level", "position")]
-        rows.extend(
-            [*head, *(consumer.get(name, "-") for name in ("id", "state", "lag_bytes", "lag_entries"))]
-            for consumer in one.get("consumers") or [{}]
-        )
-    return rows
+                async with asyncio.timeout(max(0.0, due - time.monotonic())):
+                    key = await keys.get()
+            except TimeoutError:
+                due = time.monotonic() + _REFRESH_S
+                try:
+                    found, pressure = await _look(client)
+                    screen = screen._replace(found=found, pressure=pressure, clock=_clock(), trouble="")
+                    screen.history.take(found, pressure)
+                except RelayError as error:
+                    screen = screen._replace(trouble=f"{error.message}; this is how it was")
+            else:
+                if key == "q":
+                    return
+                if key == "r":
+                    screen = screen._replace(reverse=not screen.reverse)
+                screen = screen._replace(sort=_KEYS.get(key, screen.sort))
+            live.update(_picture(screen), refresh=True)
 
 
-def _table(responses: list[dict[str, Any]], url: str) -> "Table":
-    from rich.table import Table  # noqa: PLC0415 - imported for this command alone
+def _picture(screen: Screen) -> Any:
+    size = shutil.get_terminal_size()
+    return screen.render(size.columns, size.lines)
 
-    running = sum(one.get("status") in {"queued", "running", "paused"} for one in responses)
-    title = (
-        f"{url}   {running} active of the {len(responses)} newest   {time.strftime('%H:%M:%S')}   Ctrl-C ends"
-    )
-    table = Table(
-        title=title, title_justify="left", title_style="dim", box=None, expand=True, header_style="bold"
-    )
-    for heading in lines([])[0].split("\t"):
-        table.add_column(heading.replace("_", " "), no_wrap=True, overflow="ellipsis")
-    colours = {"live": "green", "slow": "yellow", "stalled": "red", "detached": "dim"}
-    for row in _rows(responses):
-        style = colours.get(str(row[6]), "dim")
-        table.add_row(*(str(cell) for cell in row), style=style)
-    return table
+
+def _clock() -> str:
+    return time.strftime("%H:%M:%S")
+
+
+@contextmanager
+def _keys() -> Iterator[asyncio.Queue[str]]:
+    """Keys as they are pressed, without Enter; none where there is no keyboard. The terminal is put back."""
+    keys: asyncio.Queue[str] = asyncio.Queue(maxsize=16)  # what is pressed faster than that is dropped
+    if not sys.stdin.isatty():
+        yield keys
+        return
+    import termios  # noqa: PLC0415 - there is none on Windows
+    import tty  # noqa: PLC0415
+
+    fd, loop = sys.stdin.fileno(), asyncio.get_running_loop()
+    before = termios.tcgetattr(fd)
+
+    def pressed() -> None:
+        data = os.read(fd, 64)
+        if not data:  # the terminal is gone
+            loop.remove_reader(fd)
+            data = b"q"
+        for key in data.decode(errors="ignore"):
+            if not keys.full():
+                keys.put_nowait(key)
+
+    tty.setcbreak(fd)
+    loop.add_reader(fd, pressed)
+    try:
+        yield keys
+    finally:
+        loop.remove_reader(fd)
+        termios.tcsetattr(fd, termios.TCSADRAIN, before)

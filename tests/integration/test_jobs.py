@@ -386,3 +386,18 @@ async def test_a_scan_of_nothing_but_held_jobs_costs_few_round_trips(
     monkeypatch.setattr(wire, "call", counted)
     assert await orphans(jobs) == []
     assert calls == ["XPENDING", "XRANGE", "XPENDING"]
+
+
+@pytest.mark.only_on("embedded", "redis8", "valkey8")  # see there for older ones
+async def test_workers_are_counted_by_what_they_do(
+    jobs: Jobs, blocking: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asks for jobs is one, also without any; who holds one is one however quiet; each counts once."""
+    assert await jobs.workers() == 0
+    await jobs.submit("interactive", "rs_1")
+    await jobs.submit("background", "rs_2")
+    assert len(await claim(jobs, blocking, "busy")) + len(await claim(jobs, blocking, "busy")) == 2
+    assert await claim(jobs, blocking, "idle") == []
+    assert await jobs.workers() == 2
+    monkeypatch.setattr(relay.jobs, "WORKER_SEEN_MS", -1)
+    assert await jobs.workers() == 1
