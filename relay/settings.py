@@ -106,7 +106,7 @@ class Settings(BaseSettings):
             )
         return value
 
-    @field_validator("upstream_base_url")
+    @field_validator("upstream_base_url", "otlp_endpoint")
     @classmethod
     def _address(cls, value: str | None) -> str | None:
         return None if value is None else check_base_url(value)

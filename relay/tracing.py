@@ -18,6 +18,7 @@ delay. Sampling is OTEL_TRACES_SAMPLER's; the default follows the caller and kee
 
 import asyncio
 import os
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 TRACEPARENT = "traceparent"
 APPENDS_MOST = 128  # spans of one generation's appends; the rest is told in numbers at its end
-SHUTDOWN_MS = 3000
+SHUTDOWN_S = 3.0
 _STANDARD = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 _tracer: "Tracer | None" = None
@@ -97,10 +98,11 @@ def use(provider: "TracerProvider | None") -> None:
 
 
 def shutdown() -> None:
-    """Send what is left, for SHUTDOWN_MS at most, and stop."""
+    """Send what is left, for SHUTDOWN_S at most, and stop: a collector that hangs holds no deploy up."""
     if _provider is not None:
-        _provider.force_flush(SHUTDOWN_MS)
-        _provider.shutdown()
+        ending = threading.Thread(target=_provider.shutdown, daemon=True)
+        ending.start()
+        ending.join(SHUTDOWN_S)
         use(None)
 
 

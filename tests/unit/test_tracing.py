@@ -3,6 +3,7 @@
 import itertools
 import subprocess
 import sys
+import threading
 import timeit
 from collections.abc import Iterator
 
@@ -137,3 +138,20 @@ def test_an_exception_leaves_no_text_in_its_span(exported: InMemorySpanExporter)
     span = by_name(exported)["a"]
     assert "secret" not in span.to_json()
     assert span.status.status_code is StatusCode.UNSET
+
+
+def test_a_collector_that_hangs_holds_no_shutdown_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it was not sent is lost, and the process ends."""
+    asked, released = threading.Event(), threading.Event()
+
+    class Hanging(TracerProvider):
+        def shutdown(self) -> None:
+            asked.set()
+            released.wait(30)
+
+    monkeypatch.setattr(tracing, "SHUTDOWN_S", 0.05)
+    tracing.use(Hanging())
+    tracing.shutdown()
+    assert asked.is_set()
+    assert not tracing.is_on()
+    released.set()
