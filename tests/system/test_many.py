@@ -240,3 +240,14 @@ def test_a_lost_client_takes_every_reader_with_it(scene: Stage, api: Api) -> Non
             lambda one=one: all(c["state"] == "detached" for c in api.status(one["id"])["consumers"]),
             "nobody reads",
         )
+
+
+def test_a_client_that_reads_nothing_holds_little_and_reads_on(scene: Stage, api: Api) -> None:
+    """Eight sources as fast as they are let, and a frozen client: each waits at its own window."""
+    made = [api.create(tokens=3000, rate=0, seed=seed, window_bytes=4096) for seed in range(8)]
+    reader = opened(scene, api, *made, receive_buffer=4096, maxseg=1448)
+    for one in made:
+        told = api.wait_status(one["id"], "paused", within_s=20)
+        assert told["position"] < 16_000  # its window, its share of the credit, and what the kernels hold
+    reader.run()
+    assert [Shared(reader).exact(one["id"]) for one in made] == [""] * 8
