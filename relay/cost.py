@@ -19,7 +19,7 @@ KIB, GIB = 1024, 1024**3
 TRIM_SLACK = 50  # entries over its cap that a log has on average: Redis trims whole nodes of 100
 
 
-_FAST = "relay bench backpressure --only fast: its step of 600 responses, the highest that held p99"
+_FAST = "relay bench backpressure --only fast: its step of 400 responses, two thirds of the most that held"
 _OBVIOUS = "relay bench backpressure --only obvious --seconds 6"
 _USED = "relay bench latency -n 50 --tokens 400, with Redis's INFO before and after"
 # Where the constants are from, and what measured them.
@@ -57,10 +57,10 @@ class Load:
 class Constants:
     """What was measured, on one machine, by the commands in `sources`."""
 
-    api_us: float = 31.3  # CPU per token
-    worker_us: float = 27.1
-    redis_us: float = 15.5
-    tokens_per_frame: float = 1.94
+    api_us: float = 40.9  # CPU per token
+    worker_us: float = 30.5
+    redis_us: float = 21.1
+    tokens_per_frame: float = 1.34
     text_bytes: float = 5.4  # per token
     egress_bytes: float = 81.0  # per token, to the client: the events as they are on the wire
     redis_net_bytes: float = 781.0  # per token, in and out

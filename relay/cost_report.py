@@ -1,9 +1,9 @@
 """The estimate as text: one load as a table with its arithmetic, and the page for several loads."""
 
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 
-from relay.cost import Constants, Estimate, Prices, Sizing
+from relay.cost import Constants, Estimate, Prices, Sizing, machines_of
 
 COMMAND = "relay cost"
 PAGE_LOADS = (1_000, 10_000, 100_000, 10_000_000)
@@ -129,7 +129,7 @@ def page(estimates: list[Estimate], constants: Constants, prices: Prices, sizing
         "",
         "## How to read it",
         "",
-        *(f"- {line}" for line in _findings(estimates)),
+        *(f"- {line}" for line in _findings(estimates, constants, sizing)),
         "",
         "## Tokens saved: the arithmetic, for 100,000 requests a day",
         "",
@@ -144,20 +144,24 @@ def page(estimates: list[Estimate], constants: Constants, prices: Prices, sizing
     return "\n".join(parts) + "\n"
 
 
-def _findings(estimates: list[Estimate]) -> Iterator[str]:
+def _findings(estimates: list[Estimate], constants: Constants, sizing: Sizing) -> Iterator[str]:
     least, most = estimates[0], estimates[-1]
-    kept = most.machines.redis_gib
+
+    def memory(retention_s: float = most.load.retention_s, entries: float = most.load.log_entries) -> str:
+        load = replace(most.load, retention_s=retention_s, log_entries=entries)
+        return _small(machines_of(load, most.peak, constants, sizing).redis_gib)
+
     at_once = f"{least.peak.answers_at_once:.1f} answers at once"
     yield (
         f"At {least.load.requests_per_day:,} a day ({at_once}) the money buys the spare: the least that "
-        "survives the loss of a process. Below some 100,000 a day relay is bought for what readers get, not "
-        "for what it saves."
+        "survives the loss of a process. Below some 10,000 a day, with these prices, relay is bought for what "
+        "readers get, not for what it saves."
     )
     yield (
         f"Memory of Redis is retention: {most.load.retention_s:g} s of ended answers, beside which those "
         f"that run are nothing. At {most.load.requests_per_day:,} a day RELAY_RETENTION_S=600 makes "
-        f"{_small(kept * (600 + 8) / (most.load.retention_s + 8))} of {_small(kept)} GiB, and "
-        "RELAY_LOG_ENTRIES=64 most of the rest."
+        f"{memory(600)} of {memory()} GiB, and RELAY_LOG_ENTRIES=64 beside it "
+        f"{memory(600, 64)}."
     )
     yield (
         "Cancel on abandon saves where the client tells with a DELETE. Noticed by absence alone it comes "
@@ -170,6 +174,6 @@ def _findings(estimates: list[Estimate]) -> Iterator[str]:
     )
     yield (
         "Redis and nodes are sized by tokens, and a busy node puts more of them in one frame: the constants "
-        "are those of a node near its limit. With `--bench` of a `relay bench latency` far below it, CPU is "
-        "about twice that."
+        "are of a machine at two thirds of what it carries. Far below that a token costs up to half more "
+        "(`--bench` of a small `relay bench latency`), near the limit a quarter less."
     )
