@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from relay import simulation
 from relay.embedded import EmbeddedServer
+from tests.support.browser import Tab, chromium
 from tests.support.system import Api, Worker, logs_if_failed
+from tests.support.wait import wait_until
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -64,3 +67,26 @@ async def test_python(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("Start(")
     assert printed[-1].startswith("Done(")
+
+
+def test_openai(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    """The snippet with the SDK runs as it stands: a whole answer, and one that is resumed to its end."""
+    code = snippet("openai").replace("http://127.0.0.1:8000", f"http://127.0.0.1:{api.port}")
+    exec(compile(code, "README.md", "exec"), {})  # noqa: S102 our own README
+    text, _, rest = capsys.readouterr().out.partition("\nalso at ")
+    where, *events = rest.splitlines()
+    assert api.call("GET", f"{where}/text").body.decode() == text
+    assert "response.created" not in events
+    assert events[-1] == "response.completed"
+
+
+def test_browser(api: Api) -> None:
+    """The snippet runs in a page as it stands, and the text stands in it."""
+    with chromium() as browser:
+        tab = Tab(browser, f"http://127.0.0.1:{api.port}/")
+        tab.page.evaluate("document.body.textContent = ''")
+        tab.page.evaluate(f"async () => {{ {snippet('browser')} window.source = events; }}")
+        wait_until(lambda: tab.page.evaluate("window.source.readyState") == 2, "the source is closed", 20)
+        text = tab.page.evaluate("document.body.textContent")
+        tab.close()
+    assert text == simulation.text(1, 0, 40)
