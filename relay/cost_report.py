@@ -154,8 +154,8 @@ def _findings(estimates: list[Estimate], constants: Constants, sizing: Sizing) -
     at_once = f"{least.peak.answers_at_once:.1f} answers at once"
     yield (
         f"At {least.load.requests_per_day:,} a day ({at_once}) the money buys the spare: the least that "
-        "survives the loss of a process. Below some 10,000 a day, with these prices, relay is bought for what "
-        "readers get, not for what it saves."
+        "survives the loss of a process. Below some 10,000 a day, with these prices, relay is bought for "
+        "what readers get, not for what it saves."
     )
     yield (
         f"Memory of Redis is retention: {most.load.retention_s:g} s of ended answers, beside which those "
