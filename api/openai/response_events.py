@@ -15,6 +15,7 @@ from typing import Any
 
 import orjson
 
+from api.openai.more import More
 from relay.events import TERMINAL, Channel, Record
 from relay.lifecycle import FinishReason
 
@@ -171,8 +172,31 @@ class ResponseEvents:
     def _extra(self, data: dict[str, Any]) -> list[Event]:
         if data.get("channel") == "refusal":
             return self._text("message", "refusal", data["text"])
+        if data.get("channel") == "more":
+            return self._more(More.of(data))
         entries = (data.get("logprobs") or {}).get("content")
         return self._text("message", "output_text", "", logprobs=entries) if entries else []
+
+    def _more(self, more: More) -> list[Event]:
+        """What has a place in this API: the tier, and annotations of the text."""
+        if "service_tier" in more.lasting:
+            self._about["service_tier"] = more.lasting["service_tier"]
+        given = more.delta.get("annotations")
+        annotations = [one for one in given if isinstance(one, dict)] if isinstance(given, list) else []
+        if not annotations:
+            return []
+        events, index, place = self._part("message", "output_text")
+        held = self._output[index]["content"][place]["annotations"]
+        for one in annotations:
+            kind = one.get("type")  # a chat completion nests what this API has flat
+            nested = one.get(kind) if isinstance(kind, str) else None
+            annotation = {"type": kind, **nested} if isinstance(nested, dict) else one
+            where = {**self._where(index, place), "annotation_index": len(held)}
+            events.append(
+                {"type": "response.output_text.annotation.added", **where, "annotation": annotation}
+            )
+            held.append(annotation)
+        return events
 
     # --- the end
 

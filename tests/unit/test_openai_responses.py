@@ -59,6 +59,19 @@ def test_every_channel_has_its_items_and_they_are_closed_at_the_end() -> None:
         assert "".join(deltas) == text
 
 
+def test_annotations_and_the_tier_have_their_place() -> None:
+    """As events when they come, and in the object; nested ones become flat, as this API has them."""
+    cite = {"type": "url_citation", "url_citation": {"url": "https://example.org", "start_index": 0}}
+    more = {"channel": "more", "chunk": {"service_tier": "flex"}, "delta": {"annotations": [cite, 5]}}
+    events = events_of(placed([*ALL[:3], event(Channel.EXTRA, more), ALL[-1]]))
+    flat = {"type": "url_citation", "url": "https://example.org", "start_index": 0}
+    (added,) = (found for found in events if found["type"] == "response.output_text.annotation.added")
+    assert (added["annotation"], added["annotation_index"]) == (flat, 0)
+    response = events[-1]["response"]
+    assert response["service_tier"] == "flex"
+    assert response["output"][1]["content"][0]["annotations"] == [flat]
+
+
 def test_sequence_numbers_ascend() -> None:
     """Each is larger than the one before; a delta's is where its record ends."""
     items = placed(ALL)
