@@ -1,5 +1,7 @@
 # make demo | make test | make check: each sets itself up from nothing but Python 3.11+.
 PYTHON ?= python3
+# Test files at a time: the system tests mostly wait, but some measure.
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -q
@@ -39,7 +41,7 @@ demo-llm: install-llm ## the same with SmolLM2-135M on llama.cpp
 	$(BIN)/relay demo --llm
 
 test: install-dev ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 TOPOLOGY ?= single
 RESPONSES ?= 200
