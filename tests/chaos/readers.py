@@ -78,6 +78,8 @@ class Reader:
             events = await connection.head()
             status = connection.answer.status
             if status == 200:
+                if how == "name":  # the relay looked since we asked, and the other twin may have gone on
+                    _, after = self._how()
                 self.life.note("open", self.name, how, after)
                 self._acked = self.seen.offset if how == "id" else 0
                 self.life.attach(1)
