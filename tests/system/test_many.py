@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from tests.support.stage import Stage, text_of
-from tests.support.system import Api, Event, Reader, call
+from tests.support.system import Api, Event, Reader, Worker, call
+from tests.support.topologies import deployed
 from tests.support.wait import wait_until
 
 KEYS = "ann:key-of-ann-1,bob:key-of-bob-1"
@@ -251,3 +252,19 @@ def test_a_client_that_reads_nothing_holds_little_and_reads_on(scene: Stage, api
         assert told["position"] < 16_000  # its window, its share of the credit, and what the kernels hold
     reader.run()
     assert [Shared(reader).exact(one["id"]) for one in made] == [""] * 8
+
+
+def test_on_a_cluster_responses_and_the_call_may_be_anywhere() -> None:
+    """Six responses over the slots of a cluster; one joins and one leaves by a call at another node."""
+    with deployed("cluster") as redis, Api(redis.url) as api, Api(redis.url) as other, Worker(redis.url):
+        made = [api.create(tokens=300, rate=100, seed=seed) for seed in range(6)]
+        with Reader(api.port, "/v1/events?streams=" + ",".join(one["id"] for one in made)) as reader:
+            reader.some(10)
+            joins, leaves = other.create(tokens=100, rate=50, seed=9), made[0]
+            where = f"/v1/events/{reader.headers['relay-connection']}/streams"
+            body = {"add": [joins["id"]], "remove": [leaves["id"]]}
+            assert other.call("POST", where, body).status == 202
+            reader.run()
+    shared = Shared(reader)
+    assert [shared.exact(one["id"]) for one in (*made[1:], joins)] == [""] * 6
+    assert shared.end(leaves["id"]) is None
