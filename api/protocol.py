@@ -153,7 +153,7 @@ class RelayProtocol(HttpToolsProtocol):
 
         A client that has closed altogether looks the same, until something is sent to it: then its kernel
         answers with a reset. So a stream says something at once, and the connection is looked at for it.
-        Where the answer has not begun, that is an interim one (RFC 9110 section 15.2.1).
+        Where the answer has not begun after a while, that is an interim one (RFC 9110 section 15.2.1).
         """
         cycle = self.cycle
         if cycle is None or cycle.response_complete or cycle.more_body or self.scheme == "https":
@@ -161,10 +161,7 @@ class RelayProtocol(HttpToolsProtocol):
         cycle.keep_alive = False  # nothing more can be asked here
         if cycle.response_started and self._client_socket.written > self._written_before:
             self._client_socket.write(sse.KEEPALIVE)
-        elif not cycle.response_started:
-            if self.scope["http_version"] != "1.1":
-                return False
-            self.transport.write(_CONTINUE)
+        self._has_asked = False
         self._look_after(_LOOK_FIRST_S)
         return True
 
@@ -174,8 +171,16 @@ class RelayProtocol(HttpToolsProtocol):
     def _look(self, next_s: float) -> None:
         if self._client_socket.is_reset:
             self._client_socket.close()
-        else:
-            self._look_after(next_s)
+            return
+        has_begun = self.cycle is None or self.cycle.response_started
+        if (
+            next_s == _LOOK_LAST_S
+            and not (has_begun or self._has_asked)
+            and self.scope["http_version"] == "1.1"
+        ):
+            self._has_asked = True
+            self.transport.write(_CONTINUE)
+        self._look_after(next_s)
 
     def data_received(self, data: bytes) -> None:
         """Parse; a head that is not whole after HEAD_MAX_BYTES is answered 431 and ended."""

@@ -542,7 +542,7 @@ def test_a_client_gone_while_it_waits_for_the_whole(house: House) -> None:
 
 def test_a_client_that_only_closes_its_side_is_answered(house: House) -> None:
     """An interim answer tells it from one that is gone; the final one follows."""
-    house.play(paced(30, 20))
+    house.play(paced(80, 20))
     with socket.create_connection(("127.0.0.1", house.api.port), timeout=10) as connection:
         connection.sendall(request(stream=False))
         connection.shutdown(socket.SHUT_WR)
