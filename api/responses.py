@@ -62,6 +62,7 @@ class Responses:
         if idempotency_key is not None:
             ticket, earlier = await self._reserve(owner, idempotency_key, stored, ticket)
             if earlier is not None:
+                await self.requeue(self._topology.journal(ticket["id"]))
                 return _created(ticket, earlier)
         request, notices = await self._admission.admit(request, model)
         journal = self._topology.journal(ticket["id"])
@@ -82,6 +83,20 @@ class Responses:
         await self._jobs.submit(request.queue, journal.id, **context)
         self._remember(owner, journal.id, created_at)
         return Created(journal.id, ticket["token"], Status.QUEUED, request.model, created_at)
+
+    async def requeue(self, journal: Journal) -> bool:
+        """Queue a response that waits for a worker and has no job; False where that is not so.
+
+        Two at once queue it twice, which is harmless: only one claim succeeds.
+        """
+        found = await journal.find()
+        if found is None or found.status != Status.QUEUED:
+            return False
+        queue = found.meta["priority"]
+        if await self._jobs.has(queue, journal.id):
+            return False
+        await self._jobs.submit(queue, journal.id)
+        return True
 
     async def recent(self, owner: str) -> list[str]:
         """The ids of the owner's newest responses, newest first."""

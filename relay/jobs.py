@@ -22,6 +22,7 @@ STREAMS = {"interactive": JOBS_INTERACTIVE, "background": JOBS_BACKGROUND}
 # Pending entries looked at in one round trip, and round trips of one scan of one stream: a thousand entries
 # a scan, so that also the last orphan of a full deployment is found within a few seconds.
 SCAN_COUNT, SCAN_PAGES = 100, 10
+LOOK_COUNT, LOOK_PAGES = 1000, 8  # entries of a page, and pages, in which one job is looked for
 
 WORKER_SEEN_MS = 5_000  # an idle worker asks for a job every second
 
@@ -68,6 +69,18 @@ class Jobs:
     async def submit(self, queue: str, response_id: str, traceparent: str = "") -> None:
         """Queue a response. A retry queues it twice, which is harmless: only one claim succeeds."""
         await self._line(STREAMS[queue]).call("XADD", STREAMS[queue], "*", *_fields(response_id, traceparent))
+
+    async def has(self, queue: str, response_id: str) -> bool:
+        """Whether a response is queued or running; taken for granted where the queue is too long to look."""
+        stream, start = STREAMS[queue], "-"
+        for _ in range(LOOK_PAGES):
+            rows = await self._line(stream).call("XRANGE", stream, start, "+", "COUNT", LOOK_COUNT)
+            if any(fields[1].decode() == response_id for _, fields in rows):
+                return True
+            if len(rows) < LOOK_COUNT:
+                return False
+            start = "(" + rows[-1][0].decode()
+        return True
 
     async def depth(self) -> int:
         """How many responses are queued or running."""

@@ -401,3 +401,23 @@ async def test_workers_are_counted_by_what_they_do(
     assert await jobs.workers() == 2
     monkeypatch.setattr(relay.jobs, "WORKER_SEEN_MS", -1)
     assert await jobs.workers() == 1
+
+
+async def test_whether_a_response_is_queued_is_found_page_by_page(
+    jobs: Jobs, blocking: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Waiting or running; not once it is finished; and a queue too long to look through has everything."""
+    monkeypatch.setattr(relay.jobs, "LOOK_COUNT", 4)
+    monkeypatch.setattr(relay.jobs, "LOOK_PAGES", 3)
+    for number in range(10):
+        await jobs.submit("interactive", f"rs_{number}")
+    assert all([await jobs.has("interactive", f"rs_{number}") for number in range(10)])
+    assert not await jobs.has("interactive", "rs_none")
+    assert not await jobs.has("background", "rs_3")
+    first, *_ = await claim(jobs, blocking)
+    assert await jobs.has("interactive", first.response_id)
+    await jobs.finish(first)
+    assert not await jobs.has("interactive", first.response_id)
+    for number in range(20, 23):
+        await jobs.submit("interactive", f"rs_{number}")
+    assert await jobs.has("interactive", "rs_none")
