@@ -91,7 +91,8 @@ class Worker:
                 await asyncio.sleep(RETRY_S)
                 continue
             for job in jobs:
-                if self.stop.is_set() or not self._start(tasks, job):
+                # The gate may have closed while the claim waited.
+                if self.stop.is_set() or self._free <= 0 or not self._start(tasks, job):
                     await self._give_back(job)
 
     async def _give_back(self, job: Job) -> None:
