@@ -106,12 +106,18 @@ def test_somebody_lets_redis_evict(scene: Scene) -> None:
         redis.config_set("maxmemory-policy", "noeviction")
 
 
+def stands_at_the_end(status: dict[str, Any]) -> bool:
+    """Whether the only reader has confirmed all, and its group says so."""
+    return [consumer["position"] for consumer in status["consumers"]] == [status["position"]]
+
+
 def test_somebody_moves_a_reader_s_group(scene: Scene) -> None:
     """XGROUP SETID by a third party."""
     made = scene.api.create(tokens=50, rate=0.01)
     path = f"{made['events_url']}?consumer=me"
     with Reader(scene.api.port, path) as reader, admin(scene.redis.url) as redis:
         reader.until(lambda reader: reader.text, "some text")
+        wait_until(lambda: stands_at_the_end(scene.api.status(made["id"])), "the node has told Redis of it")
         with scene.fires("RelayPositionsDisagree"):
             redis.xgroup_setid(keys_of(made["id"]).log, "me", "900000-0")
 
