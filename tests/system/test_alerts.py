@@ -6,13 +6,15 @@ That they do not fire without a fault, and recover, is promtool's part: ops/prom
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from redis import Redis
 
 from relay.embedded import EmbeddedServer
+from relay.events import Channel, Record, decode, encode
 from relay.keys import keys_of
 from tests.support.prometheus import Prometheus
 from tests.support.servers import admin
@@ -120,6 +122,23 @@ def test_somebody_moves_a_reader_s_group(scene: Scene) -> None:
         wait_until(lambda: stands_at_the_end(scene.api.status(made["id"])), "the node has told Redis of it")
         with scene.fires("RelayPositionsDisagree"):
             redis.xgroup_setid(keys_of(made["id"]).log, "me", "900000-0")
+
+
+def test_somebody_changes_a_journal(scene: Scene) -> None:
+    """A record of content becomes one of reasoning: its text is missing, whatever the positions say."""
+    made = scene.api.create(tokens=50, rate=0)
+    keys = keys_of(made["id"])
+    scene.api.wait_status(made["id"], "completed")
+    with closing(Redis.from_url(scene.redis.url)) as redis:  # bytes, where `admin` gives text
+        data = redis.get(keys.journal)
+        assert isinstance(data, bytes)
+        placed, _ = decode(data)
+        end, record = next(item for item in placed if item.record.channel is Channel.CONTENT)
+        as_reasoning = encode(Record(Channel.REASONING, record.payload))
+        redis.setrange(keys.journal, end - len(as_reasoning), as_reasoning)
+    with scene.fires("RelayGapBytes"):
+        reader = Reader(scene.api.port, made["events_url"]).run()
+    assert reader.exact() != ""
 
 
 def test_answers_fill_their_journals(scene: Scene) -> None:
