@@ -41,7 +41,7 @@ demo-llm: install-llm ## the same with SmolLM2-135M on llama.cpp
 	$(BIN)/relay demo --llm
 
 test: install-dev ## all tests
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 TOPOLOGY ?= single
 RESPONSES ?= 200
