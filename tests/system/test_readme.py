@@ -90,3 +90,10 @@ def test_browser(api: Api) -> None:
         text = tab.page.evaluate("document.body.textContent")
         tab.close()
     assert text == simulation.text(1, 0, 40)
+
+
+def test_nginx() -> None:
+    """Its lines are those of the shipped configuration, which another test runs with the real nginx."""
+    shipped = (README.parent / "ops" / "nginx" / "nginx.conf").read_text()
+    lines = {line.partition("#")[0].strip() for line in shipped.splitlines()}
+    assert set(snippet("nginx").splitlines()) <= lines
