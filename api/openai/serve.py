@@ -81,11 +81,9 @@ async def stream(
             timeout=HEADERS_WITHIN_S,
             return_when=asyncio.FIRST_COMPLETED,
         )
-        if listening.first.done() and listening.first.result().channel is Channel.ERROR:
-            error = await _error(journal)
-            if error is not None:
-                node.detach(consumer)
-                return errors.failed(journal.id, error)
+        if listening.first.done() and (first := listening.first.result()).channel is Channel.ERROR:
+            node.detach(consumer)
+            return errors.failed(journal.id, orjson.loads(first.payload))
     except BaseException:
         node.detach(consumer)
         raise
@@ -109,9 +107,3 @@ async def records(journal: Journal, stop: int) -> AsyncIterator[Placed]:
     async for placed in journal.read(0, stop):
         for item in placed:
             yield item
-
-
-async def _error(journal: Journal) -> dict[str, Any] | None:
-    head = (await journal.snapshot()).head
-    found = [record async for _, record in records(journal, head) if record.channel is Channel.ERROR]
-    return orjson.loads(found[0].payload) if found else None
