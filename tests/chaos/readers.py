@@ -72,6 +72,10 @@ class Reader:
     async def _once(self) -> float:
         how, after = self._how()
         headers = {"Last-Event-ID": after} if how == "id" else {}
+        if (
+            how == "id" and self.consumer
+        ):  # which tells the relay where this consumer is: it asks for no ack more
+            self.life.note("ack", self.name, self.seen.offset)
         buffer = 4096 if self.kind in {"drip", "stalled"} else 0
         port = self.life.stage.port(self.rng)
         async with connected(port, "GET", self._path(), headers, receive_buffer=buffer) as connection:
@@ -93,7 +97,8 @@ class Reader:
 
     def _how(self) -> tuple[str, str]:
         if self.twin is not None and not self.seen.offset:
-            # The relay knows the name: it goes on where the one of the two is that has confirmed more.
+            # The relay knows the name: it goes on where the one of the two is that has confirmed more,
+            # by an ack or by the id that it resumed with.
             both = [self.seen, self.life.history.reader(self.twin)]
             return "name", max(both, key=lambda who: (who.acked, who.offset)).name
         if self.kind == "named" and self.seen.offset:
