@@ -20,6 +20,7 @@ from relay.requests import StreamRequest
 from relay.settings import Settings
 from relay.topology import Topology
 from workers.metrics import Metrics
+from workers.poison import is_poison, note_lived
 from workers.prefix import delivered, post_spent
 from workers.pump import Pump
 from workers.sources.base import Finish, Generation, Prefix, Source
@@ -28,7 +29,6 @@ from workers.trace import Follower
 log = structlog.get_logger("relay.worker")
 
 BROKEN = ("WRONGTYPE", "ERR")  # a key is no longer what it was, or the log is ahead of the journal
-MAX_DELIVERIES = 3  # a job that took this many workers with it is poison
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +106,7 @@ class GenerationJob:
         except Fenced:
             shop.metrics.fenced += 1
             log.warning("fenced", response=self.journal.id, epoch=self.epoch)
+            note_lived(self.journal, claimed.number)
         except (StreamLost, Refused) as lost:
             await self._end_lost(lost)
             await shop.jobs.finish(self._job)
@@ -163,7 +164,7 @@ class GenerationJob:
     async def _generate(self, pump: Pump, claimed: scripts.Claimed, request: StreamRequest | None) -> None:
         finish = None
         try:
-            request = self._checked(claimed, request)
+            request = await self._checked(claimed, request)
             prefix = await delivered(self.journal, claimed.head) if claimed.head else None
             if prefix is not None:
                 pump.resume_after(prefix)
@@ -180,10 +181,9 @@ class GenerationJob:
         else:
             await self._complete(pump, Status.COMPLETED, finish)
 
-    def _checked(self, claimed: scripts.Claimed, request: StreamRequest | None) -> StreamRequest:
+    async def _checked(self, claimed: scripts.Claimed, request: StreamRequest | None) -> StreamRequest:
         """The request of a job that can be done. Raises SourceFailed for one that nobody should try."""
-        # A delivery alone ended nobody: the lease was held, or Redis could not take the claim.
-        if min(self._job.deliveries, claimed.number) > MAX_DELIVERIES:
+        if await is_poison(self.journal, claimed.number, self._job.deliveries):
             raise SourceFailed("poison", "this request ended several workers", retryable=False)
         if request is None:
             raise SourceFailed("malformed_job", "the stored request cannot be read", retryable=False)

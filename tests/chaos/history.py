@@ -20,6 +20,7 @@ driver. Sizes and offsets are bytes; `crc` is zlib's CRC-32 of an entry's bytes.
     cancel                                     somebody asked for a stop
     alone     seconds                          for so long nobody read it
     loss                                       the nemesis made Redis lose acknowledged writes
+    killed    worker, ...                      the workers that it has killed so far
     final     meta, journal                    how Redis has it at the end: fields (none: it is not there),
                                                and the journal as Latin-1
 
@@ -48,7 +49,8 @@ Record = tuple[Any, ...]
 # How a response may end with an error though no code is wrong: it is typed, and somebody was lost.
 LOST_CODES = frozenset(("stream_lost", "not_found"))
 UPSTREAM_CODES = frozenset(("worker_lost", "upstream_cut", "upstream_unreachable", "upstream_timeout"))
-POISONED = 3  # workers lost with one response: nobody tries it again
+POISONED = 3  # workers killed with one response: nobody tries it again
+UNREACHABLE = 1  # workers that live and cannot say so, for the nemesis has its hands on them
 ABANDONED_S = 4.0  # alone for less than this is no reason to end a response
 
 
@@ -121,6 +123,7 @@ class History:
         self._text = b""
         self._exact = self._continues = True
         self._is_lossy = self._is_cancelled = False
+        self._dead: set[str] = set()
         self._alone_s = 0.0
         self._claims: list[tuple[int, int, str]] = []
         self._appends: list[tuple[int, int, int, int]] = []
@@ -152,6 +155,9 @@ class History:
 
     def _cancel(self) -> None:
         self._is_cancelled = True
+
+    def _killed(self, *workers: str) -> None:
+        self._dead |= set(workers)
 
     def _alone(self, seconds: float) -> None:
         self._alone_s = max(self._alone_s, seconds)
@@ -373,7 +379,8 @@ class History:
                 self._wrong("one end", f"{who.name} saw {who.terminal}; the journal has {expected}")
         if is_done and told["sha256"] != hashlib.sha256(content).hexdigest():
             self._wrong("digest", f"done has {told['sha256']}; the content has another")
-        self._check_reason(is_done, expected[1], content, placed)
+        claims = len(meta.get("starts", "").split(","))
+        self._check_reason(is_done, expected[1], content, placed, claims)
 
     def _is_another_end(self, seen: tuple[str, str, int], kept: tuple[str, str, int]) -> bool:
         """Whether two of the response's readers were told different ends, and no loss explains it.
@@ -384,7 +391,13 @@ class History:
             return seen[:2] != kept[:2] and not self._is_cancelled
         return seen != kept
 
-    def _check_reason(self, is_done: bool, reason: str, content: bytes, placed: list[Placed]) -> None:
+    def _lost_with_it(self, claims: int) -> int:
+        """How many of the workers that claimed it may have died, all but the last; not all were seen."""
+        return claims - 1 - sum(worker not in self._dead for _, _, worker in sorted(self._claims)[:-1])
+
+    def _check_reason(
+        self, is_done: bool, reason: str, content: bytes, placed: list[Placed], claims: int
+    ) -> None:
         """Whether the ending is one that the plan and the faults explain."""
         whole = content == self._text
         notices = [item.record.payload for item in placed if item.record.channel is Channel.NOTICE]
@@ -399,7 +412,7 @@ class History:
             right = (
                 (reason in LOST_CODES and self._is_lossy)
                 or (reason in UPSTREAM_CODES and not self._continues)
-                or (reason == "poison" and len(self._claims) > POISONED)
+                or (reason == "poison" and self._lost_with_it(claims) >= POISONED - UNREACHABLE)
             )
         if not right:
             self._wrong("ending", f"it ended {reason} after {len(content)} of {len(self._text)} bytes")

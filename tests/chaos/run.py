@@ -131,6 +131,7 @@ class Chaos:
 
     async def _finish(self, life: Life) -> bool:
         lives = {each.id: each for each in self.lives}
+        life.note("killed", *self.stage.killed)
         if not await self.observer.finish(life, lives, bound_s=60.0):
             return False
         self.endings[life.history.ending] += 1

@@ -67,6 +67,7 @@ class Stage:
         self.balancer: Proxy
         self.upstream: Upstream
         self.client: Client
+        self.killed: list[str] = []  # workers, by the names that their traces have
         self._turn = 0
 
     @property
@@ -110,6 +111,8 @@ class Stage:
     async def kill(self, role: Role) -> None:
         """SIGKILL."""
         role.is_up = False
+        if role in self.workers:
+            self.killed.append(f"{role.name}-{role.starts}")
         process = self.process(role)
         await asyncio.to_thread(process.kill)
         await self._put_away(role, process)

@@ -31,8 +31,9 @@ from tests.support.wait import wait_until_async
 from workers import pump as pump_module
 from workers import worker as worker_module
 from workers import writer as writer_module
-from workers.generation import MAX_DELIVERIES, GenerationJob, Workshop
+from workers.generation import GenerationJob, Workshop
 from workers.metrics import Metrics
+from workers.poison import MAX_LOST
 from workers.sources.base import Batch, Finish, Prefix, Source
 from workers.sources.simulated import SimulatedSource
 from workers.worker import CLAIM_BATCH, Worker
@@ -785,22 +786,41 @@ async def claim(journal: Journal, owner: str) -> Claimed:
 async def test_a_job_that_ended_three_workers_is_poison(plant: Plant, redis: Redis) -> None:
     """The fourth does not try; the third delivery is still a good one."""
     journal = await plant.submit()
-    await lose_workers(plant, journal, redis, MAX_DELIVERIES)
-    await run(await plant.job(deliveries=MAX_DELIVERIES + 1))
+    await lose_workers(plant, journal, redis, MAX_LOST)
+    await run(await plant.job(deliveries=MAX_LOST + 1))
     assert (await error(journal))["code"] == "poison"
     assert plant.source.opened == []
     other = await plant.submit("r2")
-    await lose_workers(plant, other, redis, MAX_DELIVERIES - 1)
+    await lose_workers(plant, other, redis, MAX_LOST - 1)
     plant.source.end()
-    await run(await plant.job(deliveries=MAX_DELIVERIES))
+    await run(await plant.job(deliveries=MAX_LOST))
     assert (await done(other))["finish_reason"] == "stop"
+
+
+async def test_workers_that_outlive_their_claims_were_not_ended_by_it(plant: Plant, redis: Redis) -> None:
+    """Cut off from Redis one after the other, each is refused later and says so: the next one tries it."""
+    journal = await plant.submit()
+    plant.source.continues = True
+    jobs = [await plant.job()]
+    async with AsyncExitStack() as stack:
+        for before in range(MAX_LOST + 2):
+            await stack.enter_async_context(running(jobs[-1]))
+            await until(lambda before=before: len(plant.source.opened) > before, "it is tried")  # type: ignore[misc]
+            for earlier in jobs[:-1]:
+                await earlier.renew()
+            await until(lambda before=before: plant.metrics.fenced == before, "all before are refused")  # type: ignore[misc]
+            redis.delete(journal.keys.lease)
+            jobs.append(await plant.job_again())
+    await lose_workers(plant, journal, redis, MAX_LOST - 1)  # and the last one above: nobody has heard of it
+    await run(jobs[-1])
+    assert (await error(journal))["code"] == "poison"
 
 
 async def test_a_delivery_without_a_claim_poisons_nothing(plant: Plant) -> None:
     """Redis was at maxmemory, or the lease was held: the job went round, and no worker was lost by it."""
     journal = await plant.submit()
     plant.source.say("fine", finish=Finish("stop"))
-    await run(await plant.job(deliveries=10 * MAX_DELIVERIES))
+    await run(await plant.job(deliveries=10 * MAX_LOST))
     assert await text(journal) == "fine"
 
 

@@ -337,15 +337,18 @@ def test_a_failover_may_lose_a_cancel_with_its_end() -> None:
     assert [found.rule for found in check([*seen, ("loss",), final])] == ["one end"]
 
 
-def test_three_lost_workers_explain_poison() -> None:
-    """The fourth worker that claims it may give it up; the third may not."""
+def test_killed_workers_explain_poison() -> None:
+    """The fourth worker that claims it may give it up; the third may not, nor one after workers that live."""
     failed = encode(event(Channel.ERROR, {"code": "poison", "message": "no more", "retryable": False}))
     starts = [f"{epoch}:0" for epoch in range(1, 5)]
     final = ("final", {"status": "failed", "starts": ",".join(starts)}, text(PIECES[0] + failed))
     plan = ("plan", SEED, TOKENS, True, True)
     claims = [("claim", f"w{epoch}", epoch, 0) for epoch in range(1, 5)]
-    assert check([plan, *claims, final]) == []
-    assert [found.rule for found in check([plan, *claims[:3], final])] == ["ending"]
+    assert check([plan, *claims, ("killed", "w1", "w3"), final]) == []  # the second could not yet be heard
+    assert check([plan, claims[2], claims[3], ("killed", "w3"), final]) == []  # as the first were not
+    assert [found.rule for found in check([plan, *claims, ("killed", "w2", "w4"), final])] == ["ending"]
+    shorter = ("final", {"status": "failed", "starts": ",".join(starts[:2])}, final[2])
+    assert [found.rule for found in check([plan, *claims[:2], ("killed", "w1"), shorter])] == ["ending"]
 
 
 def test_a_worker_that_is_lost_explains_an_error_only_where_the_source_cannot_go_on() -> None:
