@@ -67,10 +67,12 @@ class Worker:
             await self.stop.wait()
             self._shop.metrics.drains()
             loops[2].cancel()
-            # The claim ends by itself: cancelled in mid-reply it would lose a job until the reclaim.
+            # The claim ends by itself: cancelled in mid-reply it would lose a job until the reclaim. One that
+            # does not waits for a Redis that is away, and has nothing to lose.
             self._freed.set()
-            await asyncio.wait([loops[0]])
-            await self._drain()
+            deadline = asyncio.get_running_loop().time() + self._shop.settings.worker_drain_s
+            await asyncio.wait([loops[0]], timeout=2 * BLOCK_MS / 1000)
+            await self._drain(deadline)
             for loop in loops:
                 loop.cancel()
 
@@ -206,8 +208,7 @@ class Worker:
 
     # --- the end
 
-    async def _drain(self) -> None:
-        deadline = asyncio.get_running_loop().time() + self._shop.settings.worker_drain_s
+    async def _drain(self, deadline: float) -> None:
         log.info("draining", running=len(self._running))
         while self._running and asyncio.get_running_loop().time() < deadline:
             self._freed.clear()
