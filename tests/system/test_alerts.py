@@ -46,9 +46,10 @@ class Scene:
         self.prometheus = stack.enter_context(Prometheus(folder, targets, FASTER).running())
         wait_until(lambda: self.prometheus.values("up") == [1.0, 1.0], "both are scraped", 15)
 
-    def new_worker(self, concurrency: int = 64) -> Worker:
+    def new_worker(self, concurrency: int = 64, **settings: Any) -> Worker:
         """One more, not yet scraped."""
-        return self.stack.enter_context(Worker(self.redis.url, concurrency=concurrency, **SETTINGS))
+        settings = {**SETTINGS, **settings}
+        return self.stack.enter_context(Worker(self.redis.url, concurrency=concurrency, **settings))
 
     def add(self, worker: Worker) -> None:
         """Scrape it too."""
@@ -57,6 +58,11 @@ class Scene:
         wait_until(
             lambda: len(self.prometheus.values("relay_worker_slots")) == len(self.workers), "it is seen"
         )
+
+    def leave(self, worker: Worker) -> None:
+        """It is scraped no longer, as is what a deploy has replaced."""
+        self.workers.remove(worker)
+        self.prometheus.scrape("relay-worker", [worker.metrics_port for worker in self.workers])
 
     def reader(self, tokens: int, rate: float, **options: Any) -> Reader:
         """Somebody who reads a new response."""
@@ -164,6 +170,22 @@ def test_redis_is_away_while_a_source_is_paused(scene: Scene) -> None:
     reader.close()
 
 
+def test_a_worker_is_asked_to_go_while_redis_is_away(scene: Scene) -> None:
+    """It can neither finish nor hand over, and gives up after its drain time and a lease."""
+    worker = scene.new_worker(worker_drain_s=1, lease_s=14, lease_renew_s=2)
+    scene.add(worker)
+    readers = []
+    while not metric(worker.metrics_port, "relay_worker_responses"):
+        readers.append(scene.reader(3000, 50).some(3))
+    with stopped(scene.redis.pid), scene.fires("RelayNodeDrainsTooLong"):
+        worker.terminate()
+    assert worker.wait() == 0
+    scene.leave(worker)
+    for reader in readers:
+        assert reader.terminal is None
+        reader.close()
+
+
 def test_redis_is_full(scene: Scene) -> None:
     """maxmemory below what is used: appends are refused, and so is new work."""
     names = ("RelayRedisMemoryHigh", "RelayRedisMemoryFull", "RelayRedisRefusesWrites", "RelayShedding")
@@ -201,7 +223,9 @@ def test_a_worker_stands_still_past_its_lease(scene: Scene) -> None:
 def test_somebody_flushes_redis(scene: Scene) -> None:
     """FLUSHALL while responses are read: their readers are told, and the budget of completion burns."""
     readers = [scene.reader(3000, 50).some(3) for _ in range(3)]
-    with scene.fires("RelayStreamsLost", "RelayBudgetBurnsFast"), admin(scene.redis.url) as redis:
+    # Left in turn: it burns fast while they are told, and slowly for as long as that weighs.
+    told = scene.fires("RelayStreamsLost", "RelayBudgetBurnsFast")
+    with scene.fires("RelayBudgetBurns"), told, admin(scene.redis.url) as redis:
         redis.flushall()
         for reader in readers:
             reader.run()
