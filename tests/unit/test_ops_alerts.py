@@ -72,6 +72,13 @@ def test_each_alert_has_its_story(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALERTS)
+def test_each_alert_is_fired_by_a_real_fault(name: str) -> None:
+    """One of the system's tests causes it and waits for this name."""
+    faults = Path(__file__).parents[1] / "system/test_alerts.py"
+    assert re.search(rf'(fires|names = )\([^)]*"{name}"', faults.read_text())
+
+
+@pytest.mark.parametrize("name", ALERTS)
 def test_each_alert_says_who_is_told_and_what_to_do(name: str) -> None:
     """A severity, and a section of the runbook that is there."""
     alert = ALERTS[name]
