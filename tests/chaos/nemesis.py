@@ -226,8 +226,8 @@ async def _redis_zombie(scene: Scene) -> float:
 # --- the network
 
 
-def _redis_line(scene: Scene) -> Proxy:
-    line = scene.rng.choice(scene.stage.roles).redis_line
+def _redis_line(scene: Scene, roles: list[Role]) -> Proxy:
+    line = scene.rng.choice(roles).redis_line
     assert line is not None
     return line
 
@@ -271,7 +271,7 @@ async def _refused(scene: Scene, line: Proxy) -> float:
 
 
 def _on_both_lines(name: str, act: Callable[[Scene, Proxy], Awaitable[float]]) -> None:
-    fault(f"redis line {name}", "single")(lambda scene: act(scene, _redis_line(scene)))
+    fault(f"redis line {name}", "single")(lambda scene: act(scene, _redis_line(scene, scene.stage.roles)))
     fault(f"readers' line {name}")(lambda scene: act(scene, _reader_line(scene)))
 
 
@@ -282,28 +282,18 @@ _on_both_lines("half open", _half_opened)
 _on_both_lines("refuses", _refused)
 
 
-@fault("append lost before it ran", "single")
-async def _lose_command(scene: Scene) -> float:
-    line = scene.rng.choice(scene.stage.workers).redis_line
-    assert line is not None
-    line.lose_command(scripts.APPEND.sha.encode())
-    return await _held(line, 1.0)
+def _loses(name: str, lose: Callable[[Proxy, bytes], None], script: scripts.Script, seconds: float) -> None:
+    async def act(scene: Scene) -> float:
+        line = _redis_line(scene, scene.stage.workers)
+        lose(line, script.sha.encode())
+        return await _held(line, seconds)
+
+    fault(name, "single")(act)
 
 
-@fault("append's reply lost", "single")
-async def _lose_reply(scene: Scene) -> float:
-    line = scene.rng.choice(scene.stage.workers).redis_line
-    assert line is not None
-    line.lose_reply(scripts.APPEND.sha.encode())
-    return await _held(line, 1.0)
-
-
-@fault("close's reply lost", "single")
-async def _lose_close(scene: Scene) -> float:
-    line = scene.rng.choice(scene.stage.workers).redis_line
-    assert line is not None
-    line.lose_reply(scripts.CLOSE.sha.encode())
-    return await _held(line, 2.0)
+_loses("append lost before it ran", Proxy.lose_command, scripts.APPEND, 1.0)
+_loses("append's reply lost", Proxy.lose_reply, scripts.APPEND, 1.0)
+_loses("close's reply lost", Proxy.lose_reply, scripts.CLOSE, 2.0)
 
 
 @fault("readers' line cut in a frame")
