@@ -15,6 +15,7 @@ from typing import NamedTuple
 from relay import scripts
 from tests.chaos.stage import LEASE_S, Role, Stage
 from tests.support.proxy import Proxy
+from tests.support.resharding import Move
 from tests.support.topologies import ManagedServer
 
 EXIT_WITHIN_S = 30.0
@@ -221,6 +222,21 @@ async def _redis_zombie(scene: Scene) -> float:
         server.resume()
     await asyncio.to_thread(redis.wait_replicated)
     return at
+
+
+@fault("slots moved", "cluster")
+async def _slots_moved(scene: Scene) -> float:
+    """Those of a few responses, one after the other, with time between the steps."""
+    for _ in range(4):
+        with _a_primary(scene).admin() as client:
+            key = client.randomkey()
+        if key is None:
+            continue
+        move = Move(scene.stage.redis, str(key))
+        for step in (move.begin, move.keys, move.end):
+            await asyncio.to_thread(step)
+            await asyncio.sleep(scene.rng.uniform(0, 0.5))
+    return time.monotonic()
 
 
 # --- the network

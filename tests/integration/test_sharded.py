@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from redis.crc import key_slot
 
 from relay import scripts
 from relay.cluster import Affects
@@ -15,6 +14,7 @@ from relay.link import pack
 from relay.settings import Settings
 from relay.topology import Topology, open_topology
 from relay.wire import Options
+from tests.support.resharding import Move
 from tests.support.topologies import Deployment, ManagedServer, deployed
 from tests.support.wait import wait_until_async
 
@@ -36,36 +36,6 @@ async def topology(cluster: Deployment) -> AsyncIterator[Topology]:
         yield opened
 
 
-class Move:
-    """A slot on its way from its owner to another primary, and back at the end."""
-
-    def __init__(self, cluster: Deployment, key: str) -> None:
-        self.slot = key_slot(key.encode())
-        self.source = cluster.primary_of(key)
-        self.target = next(server for server in cluster.primaries() if server is not self.source)
-        self._cluster = cluster
-        with self.target.admin() as client:
-            self._target_id = client.execute_command("CLUSTER MYID")
-            with self.source.admin() as old:
-                source_id = old.execute_command("CLUSTER MYID")
-                client.execute_command("CLUSTER SETSLOT", self.slot, "IMPORTING", source_id)
-                old.execute_command("CLUSTER SETSLOT", self.slot, "MIGRATING", self._target_id)
-
-    def keys(self) -> None:
-        """What there is goes over."""
-        with self.source.admin() as client:
-            keys = client.execute_command("CLUSTER GETKEYSINSLOT", self.slot, 100)
-            if keys:
-                client.execute_command("MIGRATE", "127.0.0.1", self.target.port, "", 0, 5000, "KEYS", *keys)
-
-    def end(self) -> None:
-        """The target is the owner."""
-        others = [one for one in self._cluster.primaries() if one not in (self.source, self.target)]
-        for server in (self.target, self.source, *others):
-            with server.admin() as client:
-                client.execute_command("CLUSTER SETSLOT", self.slot, "NODE", self._target_id)
-
-
 async def test_every_key_is_served_by_its_node(topology: Topology, cluster: Deployment) -> None:
     """However many nodes, `send`, `call` and `post` reach the one that has the key."""
     assert len(topology.wires()) == 3
@@ -85,7 +55,7 @@ async def test_a_slot_that_moves_is_followed(topology: Topology, cluster: Deploy
     line = topology.wire(key)
     topology.on_change(lambda affects: told.append(affects(key)))
     await line.call("SET", key, "1", "EX", 60)
-    move = Move(cluster, key)
+    move = Move(cluster, key).begin()
     assert await line.call("INCR", key) == 2
     move.keys()
     with pytest.raises(Redirected):
@@ -110,7 +80,7 @@ async def test_subscriptions_go_with_their_slot(topology: Topology, cluster: Dep
     topology.wire(key).unsubscribe(bell + "2")
     await topology.wire(key).call("PING")
     assert await topology.wire(bell).call("SPUBLISH", bell, "before") == 1
-    move = Move(cluster, key)
+    move = Move(cluster, key).begin()
     move.keys()
     move.end()
 
@@ -138,7 +108,7 @@ async def test_an_append_goes_on_while_its_slot_moves(topology: Topology, cluste
         return appended.head
 
     assert await append(0) == 3
-    move = Move(cluster, journal.keys.log)
+    move = Move(cluster, journal.keys.log).begin()
     assert await append(3) == 6
     move.keys()
     assert await append(6) == 9

@@ -10,10 +10,10 @@ from contextlib import ExitStack
 
 import pytest
 from redis import Redis
-from redis.crc import key_slot
 
 from relay import simulation
 from relay.keys import keys_of
+from tests.support.resharding import Move
 from tests.support.system import Api, Reader, Worker, logs_if_failed, metric
 from tests.support.topologies import Deployment, ManagedServer, deployed
 from tests.support.wait import wait_until
@@ -255,41 +255,6 @@ def test_a_failover_while_redis_is_only_silent(stack: ExitStack) -> None:
 
 
 # --- a slot that moves
-
-
-class Move:
-    """The classic way to move a slot, step by step: https://redis.io/docs/latest/commands/cluster-setslot/."""
-
-    def __init__(self, redis: Deployment, key: str) -> None:
-        self.slot = key_slot(key.encode())
-        self.source = redis.primary_of(key)
-        self.target = next(server for server in redis.primaries() if server is not self.source)
-        self._others = [s for s in redis.primaries() if s not in (self.source, self.target)]
-        self._source_id, self._target_id = _node_id(self.source), _node_id(self.target)
-
-    def begin(self) -> None:
-        """From here on what the source has not is asked for at the target."""
-        with self.target.admin() as client:
-            client.execute_command("CLUSTER SETSLOT", self.slot, "IMPORTING", self._source_id)
-        with self.source.admin() as client:
-            client.execute_command("CLUSTER SETSLOT", self.slot, "MIGRATING", self._target_id)
-
-    def keys(self) -> None:
-        """The keys go over, all at once."""
-        with self.source.admin() as client:
-            keys = client.execute_command("CLUSTER GETKEYSINSLOT", self.slot, 100)
-            client.execute_command("MIGRATE", "127.0.0.1", self.target.port, "", 0, 5000, "KEYS", *keys)
-
-    def end(self) -> None:
-        """The target is the owner."""
-        for server in (self.target, self.source, *self._others):
-            with server.admin() as client:
-                client.execute_command("CLUSTER SETSLOT", self.slot, "NODE", self._target_id)
-
-
-def _node_id(server: ManagedServer) -> str:
-    with server.admin() as client:
-        return str(client.execute_command("CLUSTER MYID"))
 
 
 def test_a_slot_moves_under_an_answer(stack: ExitStack) -> None:
