@@ -7,6 +7,7 @@ Redis whose name only the connection's owner can make.
 """
 
 import asyncio
+import contextvars
 import hashlib
 import random
 from typing import Any
@@ -71,6 +72,7 @@ class Many(Response):
         self._changed = asyncio.Event()
         self._is_lost = False
         self._group: asyncio.TaskGroup | None = None
+        self._context = contextvars.copy_context()
         self._seen, self._seen_at = 0, self._node.loop.time()
 
     def join(self, name: str, position: Position | None, error: RelayError | None = None) -> bool:
@@ -82,7 +84,8 @@ class Many(Response):
         if position is not None:
             self._board.move(name, str(position).encode())
         if self._group is not None:
-            self._group.create_task(self._serve(lane))
+            # In the connection's context, not in that of whoever rang: its span is the current one there.
+            self._group.create_task(self._serve(lane), context=self._context.copy())
         return True
 
     def leave(self, name: str) -> bool:

@@ -79,13 +79,13 @@ async def follow(node: Node, consumer: Consumer, attached: Attached) -> Ending:
         return await _follow(node, consumer, attached)
     journal = consumer.journal
     try:
-        link = await journal.wire.call("HGET", journal.keys.meta, tracing.TRACEPARENT)
+        context = await journal.wire.call("HGET", journal.keys.meta, tracing.TRACEPARENT)
     except RelayError:
-        link = None  # Redis is away: the reader comes before its trace
+        context = None  # Redis is away: the reader comes before its trace
     except BaseException:
         node.detach(consumer)
         raise
-    with tracing.delivery(journal.id, consumer.name, (link or b"").decode()) as span:
+    with tracing.delivery(journal.id, consumer.name, (context or b"").decode()) as span:
         ending = await _follow(node, consumer, attached)
         if span is not None:
             # Of the first connection to Redis: a reader attached again has another ledger.

@@ -4,8 +4,8 @@
       relay.job             consumer  from the queue to the claim of a worker
         relay.generation    internal  one worker's part of it; a takeover is another, of the same parent
           relay.append      client    each append until APPENDS_MOST, with its bytes
-    GET .../events          server    a reader's connection; links to the trace of the response
-      relay.delivery        producer  from the attach to the end, with the bytes that it confirmed
+      relay.delivery        producer  one reader, from the attach to its end, with the bytes that it confirmed
+    GET .../events          server    a reader's connection, in its caller's trace; its deliveries link to it
 
 The context travels as W3C Trace Context's `traceparent`: in the job's entry, for the worker, and in the
 response's meta, for the readers. Spans hold ids and numbers, never a prompt or a token.
@@ -165,10 +165,15 @@ def generation(response_id: str, context: str, worker: str) -> "AbstractContextM
     return span("relay.generation", parent=context, attributes=about)
 
 
-def delivery(response_id: str, consumer: str, link: str) -> "AbstractContextManager[Span | None]":
-    """The span of one reader, from its attach to its end. `link`: the context of the response."""
+def delivery(response_id: str, consumer: str, context: str) -> "AbstractContextManager[Span | None]":
+    """The span of one reader, from its attach to its end, linked to its connection's.
+
+    In the trace of the response, whose `context` it is given, so that a sampler keeps all of one or nothing;
+    in the connection's where the response has none.
+    """
     about = _about(response_id) | {"relay.consumer": consumer}
-    return span("relay.delivery", link=link, kind="producer", attributes=about)
+    link = traceparent() if context else ""
+    return span("relay.delivery", parent=context, link=link, kind="producer", attributes=about)
 
 
 class Appends:

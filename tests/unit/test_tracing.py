@@ -123,12 +123,26 @@ async def test_each_append_is_a_span_up_to_a_bound(exported: InMemorySpanExporte
     assert generation.attributes["relay.appends"] == tracing.APPENDS_MOST + 10
 
 
-def test_a_delivery_links_to_the_trace_of_its_response(exported: InMemorySpanExporter) -> None:
-    """A reader's request has a trace of its own; the link is how the two are found from each other."""
-    with tracing.delivery("rs_1", "c-1", CALLER):
+def test_a_delivery_is_in_the_trace_of_its_response(exported: InMemorySpanExporter) -> None:
+    """So that it is sampled with it. The link tells whose connection it was."""
+    with tracing.span("GET", kind="server"), tracing.delivery("rs_1", "c-1", CALLER):
         pass
-    (link,) = by_name(exported)["relay.delivery"].links
-    assert f"{link.context.trace_id:032x}" == CALLER.split("-")[1]
+    spans = by_name(exported)
+    delivery, connection = spans["relay.delivery"], spans["GET"]
+    assert f"{delivery.context.trace_id:032x}" == CALLER.split("-")[1]
+    assert [link.context.span_id for link in delivery.links] == [connection.context.span_id]
+    assert connection.context.trace_id != delivery.context.trace_id
+
+
+def test_a_delivery_of_an_untraced_response_is_in_that_of_its_connection(
+    exported: InMemorySpanExporter,
+) -> None:
+    """A response from before tracing was on still has readers to be seen."""
+    with tracing.span("GET", kind="server"), tracing.delivery("rs_1", "c-1", ""):
+        pass
+    spans = by_name(exported)
+    assert spans["relay.delivery"].parent.span_id == spans["GET"].context.span_id
+    assert spans["relay.delivery"].links == ()
 
 
 def test_an_exception_leaves_no_text_in_its_span(exported: InMemorySpanExporter) -> None:
