@@ -111,8 +111,25 @@ def test_the_tests_that_the_runbook_names_are_there() -> None:
 def test_the_runbook_leads_nowhere_that_is_not_there() -> None:
     """Every link within the page has its heading."""
     text = (OPS / "runbook.md").read_text()
-    headings = {heading.lower() for heading in re.findall(r"^### (\w+)$", text, re.MULTILINE)}
-    assert set(re.findall(r"\]\(#(\w+)\)", text)) <= headings
+    headings = {
+        heading.lower().replace(" ", "-") for heading in re.findall(r"^##+ (.+)$", text, re.MULTILINE)
+    }
+    assert set(re.findall(r"\]\(#([\w-]+)\)", text)) <= headings
+
+
+def test_each_failure_mode_has_what_to_do() -> None:
+    """It leads to the entry of an alert, or has a row of its own, with what not to do."""
+    modes, _, alone = (OPS / "runbook.md").read_text().partition("## Failure modes")[2].partition("\n### ")
+    rows = {row[0]: row for row in _table(alone)}
+    without = [name for name, *_ in _table(modes) if "](#" not in name]
+    assert sorted(without) == sorted(rows)
+    assert all(len(row) == 5 and all(row) for row in rows.values())
+
+
+def _table(text: str) -> list[list[str]]:
+    """The cells of a table's rows, without its head."""
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[1:]]
 
 
 def test_the_runbook_asks_for_metrics_that_there_are() -> None:
