@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from relay.pressure import THRESHOLDS
 from relay.settings import Settings
 from tests.support.servers import may_skip
 
@@ -94,6 +95,18 @@ def test_settings_that_rules_name_are_settings() -> None:
     named = {name for rule in rules() for name in re.findall(r'relay_setting\{name="(\w+)"', rule["expr"])}
     assert named
     assert named <= set(Settings.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "threshold"),
+    [
+        ("RelayRedisMemoryHigh", THRESHOLDS["memory"][0][0]),
+        ("RelayQueueWait", THRESHOLDS["queue"][1][0]),
+    ],
+)
+def test_what_is_no_setting_is_admission_s_own_threshold(name: str, threshold: float) -> None:
+    """Nobody is told before new work is treated otherwise, nor long after."""
+    assert float(ALERTS[name]["expr"].rpartition("> ")[2]) == threshold
 
 
 def test_the_tests_that_the_runbook_names_are_there() -> None:
