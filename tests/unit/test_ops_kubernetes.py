@@ -1,6 +1,7 @@
 """The manifests: valid by the schemas of Kubernetes and of two operators, and true to the code."""
 
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from cloudcoil.models.keda.v1alpha1 import ScaledObject, TriggerAuthentication
-from cloudcoil.models.prometheus_operator.v1 import ServiceMonitor
+from cloudcoil.models.prometheus_operator.v1 import PrometheusRule, ServiceMonitor
 
 from relay.keys import JOBS_BACKGROUND, JOBS_GROUP, JOBS_INTERACTIVE
 from relay.settings import Settings
@@ -65,6 +66,23 @@ def test_the_check_of_custom_resources_finds_faults() -> None:
     document["spec"] = {**document["spec"], "minReplicas": 1}
     model = ScaledObject.model_validate(document)
     assert model.model_dump(by_alias=True, exclude_unset=True, mode="json") != document
+
+
+def test_the_operator_takes_the_rules() -> None:
+    """The page's command wraps all of them, and changes none."""
+    command = re.search(
+        r"^    (\(printf.*?\)) \| kubectl", (FOLDER / "README.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    assert command is not None
+    done = subprocess.run(
+        ["sh", "-c", command[1]], cwd=FOLDER.parents[1], capture_output=True, check=True, timeout=10
+    )
+    wrapped = yaml.safe_load(done.stdout)
+    model = PrometheusRule.model_validate(wrapped)
+    assert model.model_dump(by_alias=True, exclude_unset=True, mode="json") == wrapped
+    files = sorted((FOLDER.parent / "prometheus/rules").glob("*.yml"))
+    groups = [group for file in files for group in yaml.safe_load(file.read_text())["groups"]]
+    assert wrapped["spec"]["groups"] == groups
 
 
 def test_every_file_is_part_of_it() -> None:
