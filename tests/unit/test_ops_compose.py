@@ -55,6 +55,19 @@ def test_there_is_time_to_drain(service: str, drain: str, lease: int) -> None:
     assert grace_s > getattr(settings, drain) + lease * settings.lease_s
 
 
+def test_a_worker_stops_claiming_before_it_is_killed_for_memory() -> None:
+    """Its own bound is under the container's, here and on Kubernetes."""
+    worker = SERVICES["worker"]
+    given = worker["environment"]["RELAY_WORKER_MEMORY_BYTES"]
+    assert worker["deploy"]["resources"]["limits"]["memory"] == "512M"
+    assert int(given.rpartition(":-")[2].rstrip("}")) * 1.2 < 512 * 2**20
+    settings = yaml.safe_load((ROOT / "ops/kubernetes/settings.yaml").read_text())["data"]
+    (deployment, _) = yaml.safe_load_all((ROOT / "ops/kubernetes/worker.yaml").read_text())
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert container["resources"]["limits"]["memory"] == "512Mi"
+    assert int(settings["RELAY_WORKER_MEMORY_BYTES"]) * 1.2 < 512 * 2**20
+
+
 def test_the_image_has_the_packages_that_the_tests_run_with() -> None:
     """The lock of the extra adds to the first lock, contradicts it nowhere, and is what the dev lock has."""
     tracing, base, dev = (pins(f"requirements{kind}.lock") for kind in ("-tracing", "", "-dev"))
