@@ -259,11 +259,11 @@ class Consumer:
             return
         # An id whose epoch is older than its bytes would be taken for lost text on return.
         self.outlet.epoch = epochs.newest
-        self.written_at = self.node.loop.time()
         self.outlet.write_part(data)
         if self.feed is not None:
             self.feed.hear_of(epochs.newest, self.ledger.sent)
         if self.ledger.sent > before:
+            self.written_at = self.node.loop.time()
             self.step()
         elif data:
             self.park()  # it does not fit

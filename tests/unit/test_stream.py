@@ -565,6 +565,17 @@ def test_a_quiet_connection_is_kept_open() -> None:
     assert rig.socket.data == written
 
 
+def test_a_reader_that_waits_for_the_first_event_is_kept_open() -> None:
+    """The looks for a lost ring, once a second, are nothing that its client hears."""
+    rig = Rig(keepalive_s=15.0)
+    rig.begin()
+    for _ in range(31):
+        rig.loop.advance(1)
+        rig.sweep()
+        rig.settle()
+    assert rig.socket.data.count(sse.KEEPALIVE) == 2
+
+
 def test_a_client_that_does_not_take_is_not_sent_comments() -> None:
     """Comments do not pile up in front of a stalled client: they would be no sign of life for it."""
     rig = live_rig(keepalive_s=1.0)
