@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -62,18 +63,12 @@ def latency(result: dict[str, Any]) -> Table:
 
 def capacity_table(result: dict[str, Any]) -> Table:
     """One line a step."""
-    table = Table(title=f"{result['highest']} responses at once with p99 within {result['limit_ms']:g} ms")
-    for column in (
-        "responses",
-        "delivered",
-        "p50 ms",
-        "p99",
-        "max",
-        "us/token",
-        "tok/frame",
-        "cores",
-        "holds",
-    ):
+    table = Table(
+        title=f"{result['highest']} responses at once, p99 within {result['limit_ms']:g} ms; latency in ms",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for column in ("at once", "delivered", "p50", "p99", "max", "us/token", "tok/frame", "cores", "holds"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in result["steps"]:
         table.add_row(str(row["responses"]), *_step(row), "yes" if row["holds"] else "no")

@@ -1,8 +1,8 @@
 """`relay bench`: what this system costs and how late it is, measured on the machine at hand.
 
 The scenarios start the system themselves, as separate processes, and stop it. The table goes to stderr,
-the JSON result to stdout or to a file. The exit status is 1 when a result is not to be relied on: text
-that was wrong or did not come, or a target that was missed.
+the JSON result to a file, or to stdout when that is no terminal. The exit status is 1 when a result is not
+to be relied on: text that was wrong or did not come, or a target that was missed.
 """
 
 import asyncio
@@ -61,7 +61,7 @@ def latency(
     options: Options,
     json: Json = None,
 ) -> None:
-    """From the source's clock to the client's read: latency, and the CPU that each token costs."""
+    """Latency from source to client, and CPU per token."""
     console, here = Console(stderr=True), machine.describe()
 
     def once() -> dict[str, Any]:
@@ -81,7 +81,10 @@ def capacity(
     options: Options,
     json: Json = None,
 ) -> None:
-    """How many responses at once, before p99 passes --limit-ms or less than 98 % is delivered."""
+    """How many responses at once this machine carries.
+
+    The most before p99 passes --limit-ms or less than 98 % is delivered.
+    """
     console, here = Console(stderr=True), machine.describe()
 
     def step(responses: int) -> dict[str, Any]:
@@ -107,7 +110,10 @@ def wire(
     rounds: Annotated[int, typer.Option(min=1, max=1000, help="Rounds of each client.")] = 40,
     json: Json = None,
 ) -> None:
-    """CPU of one XREADGROUP and XACK: our connection beside redis-py's pipeline, in turn."""
+    """CPU of one read from Redis, beside redis-py's.
+
+    XREADGROUP and XACK, our connection and redis-py's pipeline in turn.
+    """
     console, here = Console(stderr=True), machine.describe()
     with EmbeddedServer() as server, report.progress(console, "rounds", rounds) as update:
         comparison = compare(server.url, consumers=consumers, rounds=rounds, progress=update)

@@ -50,9 +50,10 @@ class Wanted:
 
 @with_options
 def backpressure(*, options: Wanted, json: Json = None) -> None:
-    """Slow readers: what is in flight, what they cost, how soon they are noticed; beside the obvious stack.
+    """What slow readers cost, beside the obvious stack.
 
-    It takes about six minutes, and each figure is held against its bound: exit 1 when one is broken.
+    What is in flight, how much memory they take, how soon they are noticed, and what the fast ones notice
+    of them. It takes about six minutes. Each figure is held against its bound: exit 1 when one is broken.
     """
     console, here = Console(stderr=True), machine.describe()
 

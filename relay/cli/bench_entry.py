@@ -14,7 +14,7 @@ AS_IS: dict[str, Any] = {
 
 
 def bench(context: typer.Context) -> None:
-    """The benchmarks, with a JSON result.
+    """Measure this machine; JSON out.
 
     Examples:
 

@@ -54,7 +54,10 @@ class Through:
 
 @with_options
 def openai(*, options: Through, json: Json = None) -> None:
-    """The cost of going through relay: time to first token, lateness, CPU per token; against going direct."""
+    """Chat completions through relay, beside going direct.
+
+    Time to first token, lateness and CPU per token.
+    """
     console, here = Console(stderr=True), machine.describe()
     with ExitStack() as stack:
         url = options.upstream or stack.enter_context(standing_in(options.rate))
@@ -89,4 +92,4 @@ def table(result: dict[str, Any]) -> Table:
 
 
 def _figures(values: dict[str, float]) -> str:
-    return "  ".join(f"{name} {value:g}" for name, value in values.items())
+    return "  ".join(f"{name} {value:.4g}" for name, value in values.items())

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -15,7 +16,9 @@ from relay.bench.load import Plan
 from relay.bench.system import Shape
 
 Key = Annotated[str | None, typer.Option(envvar="RELAY_BENCH_KEY", help="API key for --url.")]
-Json = Annotated[Path | None, typer.Option("--json", help="Write the result here instead of to stdout.")]
+Json = Annotated[
+    Path | None, typer.Option("--json", help="Write the result here; without, to stdout when piped.")
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +89,18 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def finish(console: Console, document: dict[str, Any], wrong: list[str], json: Path | None) -> None:
-    """Write the result; end with status 1 when something is wrong with it."""
+    """Write the result; end with status 1 when something is wrong with it.
+
+    Where both end at one terminal the table is what is read: hundreds of lines after it would push it away.
+    """
     text = orjson.dumps(document | {"wrong": wrong}, option=orjson.OPT_INDENT_2) + b"\n"
-    if json is None:
-        typer.echo(text, nl=False)
-    else:
+    if json is not None:
         json.write_bytes(text)
         console.print(f"result in {json}")
+    elif console.is_terminal and sys.stdout.isatty():
+        console.print("all figures as JSON: --json FILE, or a pipe", style="dim")
+    else:
+        typer.echo(text, nl=False)
     for reason in wrong:
         console.print(reason, style="red", markup=False)
     if wrong:

@@ -97,9 +97,10 @@ class ReadersOptions:
 
 @with_options
 def readers(*, options: ReadersOptions, json: Json = None) -> None:
-    """Slow and broken readers on raw sockets, each kind told apart, against any SSE server.
+    """Slow and broken readers, for any SSE server.
 
-    Against a relay (a URL without a path) it creates the responses itself.
+    On raw sockets, each kind told apart. Against a relay (a URL without a path) it creates the responses
+    itself.
 
     Examples:
 

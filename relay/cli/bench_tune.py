@@ -29,7 +29,10 @@ class Wanted:
 
 @with_options
 def tune(*, options: Wanted, json: Json = None) -> None:
-    """One setting moved at a time: window, credit, flush interval, cap of the log; about a minute each."""
+    """Window, credit, flush interval and cap, each alone.
+
+    One setting moved at a time, about a minute each.
+    """
     unknown = set(options.lever or ()) - set(LEVERS)
     if unknown:
         names = ", ".join(sorted(unknown))

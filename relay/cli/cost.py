@@ -39,7 +39,7 @@ def cost(
     ] = None,
     whole_page: Annotated[bool, typer.Option("--page", help="ops/cost-analysis.md, with 4 loads.")] = False,
 ) -> None:
-    """Redis, nodes, workers, network and money for a load, beside the same without the pattern.
+    """What a load needs and costs, with relay and without.
 
     Its constants are measured; the committed ones say by which command, and --bench puts yours there.
     """

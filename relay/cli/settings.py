@@ -11,6 +11,9 @@ _UNITS = {
     "inflight": "commands", "active": "responses", "consumers": "readers",
 }  # fmt: skip
 
+_UNSET = "-"
+_NAME_COLUMN = 40  # half of a narrow terminal; what is longer is folded
+
 
 class Row(NamedTuple):
     """One setting as it is shown."""
@@ -65,7 +68,7 @@ def _row(loaded: "Settings", name: str, info: Any) -> Row:
 
 def _shown(name: str, value: Any) -> str:
     if value is None or value == ():
-        return "-"
+        return _UNSET
     if isinstance(value, bool):
         return str(value).lower()
     if name == "redis_url":
@@ -101,14 +104,18 @@ def without_password(url: str) -> str:
 def _draw(found: list[Row]) -> None:
     from rich.console import Console  # noqa: PLC0415 - imported for this command alone
     from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
 
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("name", no_wrap=True)
-    for heading in ("value", "default", "allowed"):
-        table.add_column(heading, overflow="fold")
-    table.add_column("meaning", overflow="fold", ratio=1)
+    table = Table.grid(padding=(0, 2))
+    table.add_column(overflow="fold", max_width=_NAME_COLUMN)
+    table.add_column(overflow="fold")
     for row in found:
-        value = f"[bold yellow]{row.value}[/]" if row.value.endswith(" *") else row.value
-        default = row.default if row.value.endswith(" *") else ""
-        table.add_row(row.name, value, f"[dim]{default}[/]", f"[dim]{row.allowed}[/]", row.meaning)
+        is_changed = row.value.endswith(" *")
+        default = f"default {row.default}" if is_changed and row.default != _UNSET else ""
+        more = "; ".join(part for part in (row.allowed, default) if part)
+        value = "" if row.value == _UNSET else row.value  # an empty variable is an absent one
+        table.add_row(
+            Text(f"{row.name}={value}", style="bold yellow" if is_changed else ""),
+            Text.assemble(row.meaning, (f" ({more})" if more else "", "dim")),
+        )
     Console().print(table)

@@ -1,8 +1,12 @@
 """`relay tail`: follow one response in the terminal."""
 
 import sys
+from typing import TYPE_CHECKING
 
 import typer
+
+if TYPE_CHECKING:
+    from relay.client import Client
 
 
 def tail(
@@ -19,9 +23,9 @@ def tail(
 
     Examples:
 
-      relay tail r_0123
+      relay tail rs_0123
 
-      relay tail r_0123 --after 143-1 > rest.txt
+      relay tail rs_0123 --after 143-1 > rest.txt
     """
     import asyncio  # noqa: PLC0415 - imported for this command alone
 
@@ -32,6 +36,7 @@ async def _follow(url: str, api_key: str | None, response_id: str, after: str | 
     from relay.client import Client, Delta, Done, Failed, Notice, Reconnect, Rewind  # noqa: PLC0415
 
     async with Client(url, api_key) as client, client.stream(response_id, after) as events:
+        await _find(client, response_id)
         async for event in events:
             match event:
                 case Delta(channel="content"):
@@ -55,6 +60,19 @@ async def _follow(url: str, api_key: str | None, response_id: str, after: str | 
                 case _:
                     pass
     return 0
+
+
+async def _find(client: "Client", response_id: str) -> None:
+    """Raises at once when nobody is there or the response is not: the stream itself tries for two minutes."""
+    from relay.cli.away import must_answer  # noqa: PLC0415 - imported for this command alone
+    from relay.errors import RelayError  # noqa: PLC0415
+
+    try:
+        with must_answer():
+            await client.status(response_id)
+    except RelayError as error:
+        if not error.retryable:
+            raise
 
 
 def _ending(finish_reason: str, text_bytes: int, verified: bool) -> str:

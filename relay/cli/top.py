@@ -28,7 +28,7 @@ def top(
     sort: str = typer.Option("newest", help=f"what is first: {', '.join(SORTS)}"),
     reverse: bool = typer.Option(default=False, help="the other way round"),
 ) -> None:
-    """The newest responses with their readers, lag and level, refreshed every second.
+    """A live table of responses, their readers, lag and level.
 
     The bars show the last minute of each reader's lag, of the workers and of the queue. A key sorts: n, l,
     v, p or s; r reverses, q ends. When piped, prints one table with tabs and ends.
@@ -50,10 +50,12 @@ def lines(found: list[Row]) -> list[str]:
 
 
 async def _watch(url: str, api_key: str | None, sort: str, *, reverse: bool) -> int:
-    from relay.client import Client  # noqa: PLC0415 - imported for this command alone
+    from relay.cli.away import must_answer  # noqa: PLC0415 - imported for this command alone
+    from relay.client import Client  # noqa: PLC0415
 
     async with Client(url, api_key) as client:
-        found, pressure = await _look(client)
+        with must_answer():
+            found, pressure = await _look(client)
         if not sys.stdout.isatty():
             for line in lines(ordered(found, sort, reverse=reverse)):
                 print(line)

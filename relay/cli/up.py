@@ -18,10 +18,11 @@ def up(
     workers: int = typer.Option(1, min=1, max=64, help="worker processes"),
     concurrency: int = typer.Option(64, min=1, max=100_000, help="responses at once, per worker"),
 ) -> None:
-    """Redis, workers and an API node in one command; stays up, Ctrl-C drains.
+    """Redis, a worker and an API node in one, for development.
 
     Uses the server of RELAY_REDIS_URL when that is set (in the environment or .env), else an embedded
-    Valkey that keeps nothing. Prints `ready http://HOST:PORT` once it serves. What dies is started again.
+    Valkey that keeps nothing. Prints `ready http://HOST:PORT` once it serves: in a browser, the console. What
+    dies is started again. Ctrl-C drains, a second one kills.
 
     Examples:
 
@@ -94,6 +95,8 @@ async def _serve(plan: "Plan", server: "EmbeddedServer | None") -> int:
         async with running(plan, server=server, hurry=hurry):
             is_ready = True
             print(f"ready {plan.url}", flush=True)
+            if sys.stderr.isatty():
+                print("open that in a browser; `relay top` in another terminal; Ctrl-C ends", file=sys.stderr)
             await stop.wait()
     except asyncio.CancelledError:  # ours: a signal came before it was ready
         pass

@@ -6,11 +6,13 @@ import http.client
 import importlib.util
 import json
 import os
+import pty
 import re
 import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +60,26 @@ def relay(*args: str, cwd: Path, timeout_s: float = 60, **env: str) -> subproces
         timeout=timeout_s,
         check=False,
     )
+
+
+def in_a_terminal(*args: str, cwd: Path, columns: int, **env: str) -> str:
+    """What one command that ends well shows in a terminal of that width, without the colours."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (40, columns))
+    with subprocess.Popen(
+        [*RELAY, *args], stdin=theirs, stdout=theirs, stderr=theirs, cwd=cwd,
+        env={**CLEAN, "TERM": "xterm-256color", **env},
+    ) as process:  # fmt: skip
+        os.close(theirs)
+        with (
+            os.fdopen(ours, "rb") as terminal,
+            contextlib.suppress(OSError),
+        ):  # EIO: its last writer has ended
+            said = b""
+            while part := terminal.read1(65_536):
+                said += part
+        assert process.wait(60) == 0, said
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", said.decode()).replace("\r\n", "\n")
 
 
 def descendants(pid: int) -> set[int]:
@@ -150,6 +172,15 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
         yield running
 
 
+@pytest.mark.parametrize("group", ["", "bench", "keys"])
+def test_help_is_whole(group: str, tmp_path: Path) -> None:
+    """The list of commands says of each what it does, in a line that fits a terminal of 80 columns."""
+    done = relay(*group.split(), "--help", cwd=tmp_path, COLUMNS="80")
+    commands = done.stdout.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()
+    assert commands
+    assert all(re.fullmatch(r"  [a-z]+ +[A-Z].*\w[.]", line) for line in commands), commands
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help(command: str, tmp_path: Path) -> None:
     """Every command explains itself, with an example that can be copied."""
@@ -191,6 +222,25 @@ def test_settings(tmp_path: Path) -> None:
     assert set(table) == {f"RELAY_{name.upper()}" for name in Settings.model_fields}
     assert table["RELAY_FLUSH_MS"][:3] == ["40 *", "15", "0 to 500 ms"]
     assert table["RELAY_LOG_ENTRIES"][0] == "300 *"
+
+
+def test_settings_in_a_terminal(tmp_path: Path) -> None:
+    """In 80 columns no line breaks off or is wider, and each setting stands there as it would be set."""
+    columns, text = 80, in_a_terminal("settings", cwd=tmp_path, columns=80, RELAY_FLUSH_MS="40")
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert len(lines) < 2 * len(Settings.model_fields)
+    assert "RELAY_FLUSH_MS=40 *" in text
+    assert "default 15" in text
+    assert "RELAY_MODELS_FILE= " in text
+
+
+def test_a_benchmark_in_a_terminal(tmp_path: Path) -> None:
+    """Its table is the last that is seen: the JSON goes to a pipe or a file, and the table says so."""
+    said = in_a_terminal("bench", "latency", "-n", "1", "--tokens", "5", cwd=tmp_path, columns=80)
+    assert "CPU per token" in said
+    assert "{" not in said
+    assert "--json" in said.splitlines()[-1]
 
 
 def test_settings_hide_secrets(tmp_path: Path) -> None:
@@ -269,12 +319,29 @@ def test_port_in_use(command: str, tmp_path: Path) -> None:
     assert f"--port {port}: in use" in line
 
 
-def test_keys_keep_their_place(tmp_path: Path) -> None:
-    """Keys in Redis come later, and the command says what to do until then."""
-    done = relay("keys", "list", cwd=tmp_path)
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
-    assert "RELAY_API_KEYS" in line
+def test_keys(tmp_path: Path) -> None:
+    """A key is made once, as the setting takes it; the list names it, and revoking says where it stands."""
+    made = [relay("keys", "create", "--tenant", name, cwd=tmp_path) for name in ("acme", "acme", "b.c")]
+    assert [done.returncode for done in made] == [0, 0, 0]
+    keys = [done.stdout.strip() for done in made]
+    assert len(set(keys)) == 3
+    assert all("RELAY_API_KEYS" in done.stderr and keys[0] not in done.stderr for done in made)
+    api_keys = ",".join(keys)
+    loaded = Settings(api_keys=api_keys)  # type: ignore[arg-type]
+    assert [key.get_secret_value() for key in loaded.api_keys] == keys
+    listed = relay("keys", "list", cwd=tmp_path, RELAY_API_KEYS=api_keys)
+    assert (listed.returncode, listed.stdout, listed.stderr) == (0, "acme\nacme\nb.c\n", "")
+    there = relay("keys", "revoke", "acme", cwd=tmp_path, RELAY_API_KEYS=api_keys)
+    assert (there.returncode, len(there.stderr.splitlines())) == (2, 1)
+    assert "RELAY_API_KEYS" in there.stderr
+    assert relay("keys", "revoke", "other", cwd=tmp_path, RELAY_API_KEYS=api_keys).returncode == 1
+
+
+@pytest.mark.parametrize("name", ["", "a,b", "a:b", "a b"])
+def test_keys_of_no_name(name: str, tmp_path: Path) -> None:
+    """A name that would be read as something else in the setting is refused."""
+    done = relay("keys", "create", "--tenant", name, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
 
 
 def test_doctor_on_a_good_server(embedded_url: str, tmp_path: Path) -> None:
@@ -305,7 +372,9 @@ def test_doctor_without_a_server(tmp_path: Path) -> None:
 
 
 def test_doctor_on_settings_and_models(tmp_path: Path) -> None:
-    """A bad setting, and a model whose key is not set, are findings with a remedy."""
+    """A bad setting, one that there is not, and a model whose key is not set are findings with a remedy."""
+    done = relay("doctor", cwd=tmp_path, RELAY_MAX_ACTIV="3")
+    assert re.search(r"^warning +RELAY_MAX_ACTIV .*\n +-> .*RELAY_MAX_ACTIVE$", done.stdout, re.MULTILINE)
     assert relay("doctor", cwd=tmp_path, RELAY_FLUSH_MS="x").returncode == 1
     models = tmp_path / "models.toml"
     models.write_text('[models.m]\nsource = "openai"\nbase_url = "http://x"\napi_key_env = "NOT_SET_HERE"\n')
@@ -343,13 +412,15 @@ def test_tail_of_nothing(up: Up, tmp_path: Path) -> None:
     assert relay("tail", "rs_none", "--after", "12", "--url", up.url, cwd=tmp_path).returncode == 2
 
 
-def test_nobody_there(tmp_path: Path) -> None:
-    """A relay that is not there is one line that names the address; an address that is none, exit 2."""
-    done = relay("top", "--url", f"http://127.0.0.1:{free_port()}", cwd=tmp_path)
+@pytest.mark.parametrize("command", ["top", "tail rs_none"])
+def test_nobody_there(command: str, tmp_path: Path) -> None:
+    """A relay that is not there is soon one line that says what to do; an address that is none, exit 2."""
+    done = relay(*command.split(), "--url", f"http://127.0.0.1:{free_port()}", cwd=tmp_path, timeout_s=20)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert "no answer from http://127.0.0.1" in line
-    assert relay("top", "--url", "localhost:8000", cwd=tmp_path).returncode == 2
+    assert "relay up" in line
+    assert relay(*command.split(), "--url", "localhost:8000", cwd=tmp_path).returncode == 2
 
 
 def test_top_piped(up: Up, tmp_path: Path) -> None:
