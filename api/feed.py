@@ -105,6 +105,11 @@ class Feed:
         if epoch != self.recent.epoch:
             self._change_epoch(epoch)
 
+    def greet(self, epoch: int, head: int) -> None:
+        """A member has begun: what its attach brought, the others' rings may not have told of."""
+        self.hear_of(max(epoch, self.recent.epoch), head)
+        self._is_mixed = True  # it may itself be the one that has an older epoch
+
     def _change_epoch(self, epoch: int) -> None:
         """Another worker writes: what was read may be overruled, and each member asks whether it has that."""
         self._begin_at(0)

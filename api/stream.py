@@ -93,9 +93,10 @@ class Consumer:
         if self.lag:
             self.backlog.grew(self.head, self.node.loop.time())
         if attached.rewound:
-            there = {"position": f"{attached.offset}-{attached.epoch}"}
-            self.say(self.outlet.form.private("rewind", there))
+            self.say(self.outlet.form.private("rewind", {"position": f"{attached.offset}-{attached.epoch}"}))
         self._take(attached.data, attached.offset)
+        if self.feed is not None:
+            self.feed.greet(attached.epoch, self.head)
         self.step()
 
     def ring(self, head: int) -> None:
@@ -295,6 +296,5 @@ class Consumer:
     def _confirm_to(self, offset: int) -> None:
         self.backlog.confirmed(offset)
         self._recheck.soon()
-        ids = self.ledger.confirm(offset)
-        if ids:
+        if ids := self.ledger.confirm(offset):
             self.group.acknowledge(ids)

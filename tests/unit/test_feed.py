@@ -483,6 +483,30 @@ def test_one_that_knows_more_than_was_read_waits_for_the_read() -> None:
     assert all(viewer.is_exact for viewer in house.viewers)
 
 
+def test_what_a_newer_viewer_had_with_its_attach_is_told_to_the_others() -> None:
+    """A lost ring, and nothing read in common yet: the newcomer's attach is the word that there is more."""
+    house = House()
+    first = house.view()
+    house.append("its ring is lost", ring=False)
+    house.view()
+    house.settle()
+    assert first.is_exact
+
+
+def test_an_epoch_that_only_newcomers_have_seen_stops_nobody() -> None:
+    """Another worker has begun, those who came since know by their attach, and then a ring is lost."""
+    house = a_house(2)
+    house.server.epoch = 2
+    house.server.starts.append(len(house.server.journal))
+    for earlier in tuple(house.viewers):
+        house.view()
+        house.leave(earlier)
+    house.append("its ring is lost", ring=False)
+    house.sweep()
+    house.settle()
+    assert all(viewer.is_exact for viewer in house.viewers)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_the_end_reaches_everyone(seed: int) -> None:
     """Brisk, slow, late and windowed viewers of one response: each gets all of it, then its end."""
