@@ -18,7 +18,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import orjson
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from api import sse
 from api.condition import TcpTimes
@@ -28,12 +29,6 @@ from relay.settings import Settings
 EXTENSION = "relay.socket"
 WRITE_BUFFER_HIGH = 4096
 HEAD_MAX_BYTES, HEAD_WITHIN_S = 65_536, 30.0  # of a request's line and headers
-_HEAD_TOO_LARGE = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\n"
-    b"content-type: application/json\r\ncontent-length: 112\r\n\r\n"
-    b'{"error":{"message":"the headers are too large","type":"invalid_request_error",'
-    b'"code":"too_large","param":null}}'
-)
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _SIOCOUTQ = 0x5411  # TIOCOUTQ: unsent and unacknowledged bytes of a socket
 _HAS_OUTQ = sys.platform == "linux"
@@ -42,6 +37,15 @@ _ZERO = b"\0\0\0\0"
 _INFO_AT, _INFO_SIZE, _INFO_TIMES = 168, 184, struct.Struct("=2Q")
 _TCP_CLOSE = 7  # of tcp_states.h, the first byte of struct tcp_info
 _LOOK_FIRST_S, _LOOK_LAST_S = 0.02, 1.0  # at a connection whose client has closed its side
+_TO_THE_END = sys.maxsize  # the length of a body that ends with its connection
+
+
+def _refusal(status: str, code: str, message: str) -> bytes:
+    """A whole answer to what never becomes a request: in the form of all errors, and the connection ends."""
+    error = {"message": message, "type": "invalid_request_error", "code": code, "param": None}
+    body = orjson.dumps({"error": error})
+    head = f"HTTP/1.1 {status}\r\nconnection: close\r\ncontent-type: application/json\r\n"
+    return head.encode() + b"content-length: %d\r\n\r\n%b" % (len(body), body)
 
 
 class ClientSocket:
@@ -51,7 +55,17 @@ class ClientSocket:
     `outstanding` are not known to be acknowledged; both count chunk framing.
     """
 
-    __slots__ = ("_fd", "_fresh", "_is_lost", "_loop", "_on_lost", "_sock", "_transport", "written")
+    __slots__ = (
+        "_fd",
+        "_fresh",
+        "_is_lost",
+        "_loop",
+        "_on_lost",
+        "_sock",
+        "_transport",
+        "is_chunked",
+        "written",
+    )
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
@@ -60,14 +74,15 @@ class ClientSocket:
         self._fd: int = self._sock.fileno() if self._sock is not None else -1
         self._fresh = 0  # bytes that the transport has not counted yet: it writes at the end of the turn
         self.written = 0
+        self.is_chunked = True
         self._is_lost = False
         self._on_lost: Callable[[], None] | None = None
 
     def write(self, data: bytes) -> None:
-        """Send `data` as one chunk of a chunked body. Never blocks: the caller keeps within its credit."""
+        """Send `data` as one chunk of the body. Never blocks: the caller keeps within its credit."""
         if self._is_lost:
             return
-        chunk = b"%x\r\n%b\r\n" % (len(data), data)
+        chunk = b"%x\r\n%b\r\n" % (len(data), data) if self.is_chunked else data
         if not self._fresh:
             self._loop.call_soon(self._settle)
         self._fresh += len(chunk)
@@ -129,6 +144,24 @@ class ClientSocket:
         self._fresh = 0
 
 
+class _Unframed(RequestResponseCycle):
+    """For HTTP/1.0, which has no chunks: what has no length ends with its connection (RFC 9112 6.3)."""
+
+    async def send(self, message: Any) -> None:
+        """See `RequestResponseCycle.send`."""
+        if message["type"] == "http.response.start":
+            if not any(name.lower() == b"content-length" for name, _ in message.get("headers", ())):
+                self.chunked_encoding = False
+                self.expected_content_length = _TO_THE_END
+        elif (
+            message["type"] == "http.response.body"
+            and self.expected_content_length > _TO_THE_END // 2
+            and not message.get("more_body", False)
+        ):
+            self.expected_content_length = len(message.get("body", b""))
+        await super().send(message)
+
+
 class RelayProtocol(HttpToolsProtocol):
     """uvicorn's HTTP/1.1 protocol, with the client's socket in each request's scope."""
 
@@ -188,8 +221,15 @@ class RelayProtocol(HttpToolsProtocol):
         if self._in_head:
             self._head_bytes += len(data)
             if self._head_bytes > HEAD_MAX_BYTES and not self.transport.is_closing():
-                self.transport.write(_HEAD_TOO_LARGE)
+                message = f"the headers are over {HEAD_MAX_BYTES} bytes"
+                self.transport.write(_refusal("431 Request Header Fields Too Large", "too_large", message))
                 self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        """Tell what cannot be read as HTTP; never into an answer that is under way."""
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.write(_refusal("400 Bad Request", "malformed_request", msg))
+        self.transport.close()
 
     def on_message_begin(self) -> None:
         """Each request of the connection sees the same socket."""
@@ -203,7 +243,11 @@ class RelayProtocol(HttpToolsProtocol):
         """The head is whole: its bounds are behind it."""
         self._in_head = False
         self._head_timer.cancel()
+        is_first = self.cycle is None
         super().on_headers_complete()
+        if is_first and self.scope["http_version"] == "1.0":  # after it the connection ends in any case
+            self._client_socket.is_chunked = False
+            self.cycle.__class__ = _Unframed
 
     def _begin_head(self) -> None:
         self._in_head = True
