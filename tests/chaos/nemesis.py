@@ -1,71 +1,17 @@
-"""The faults: what is done to processes, to Redis and to the network, and how it is healed.
-
-Each is an async function of a `Scene`; it returns the moment from which the way back is counted: of the
-fault itself where nobody heals it but the system (a kill), else of the end of what was done.
-"""
+"""The nemesis: what is done to processes, to Redis and (`network`) to the lines, and how it is healed."""
 
 import asyncio
 import os
-import random
 import signal
 import time
-from collections.abc import Awaitable, Callable
-from typing import NamedTuple
 
-from relay import scripts
+from tests.chaos import network
+from tests.chaos.fault import Scene, fault
 from tests.chaos.stage import LEASE_S, Role, Stage
-from tests.support.proxy import Proxy
 from tests.support.resharding import Move
 from tests.support.topologies import ManagedServer
 
 EXIT_WITHIN_S = 30.0
-
-
-class Scene(NamedTuple):
-    """Where it plays, by what chance, and whom to tell that Redis loses writes until the fault is over."""
-
-    stage: Stage
-    rng: random.Random
-    lost: Callable[[], None]
-
-
-Act = Callable[[Scene], Awaitable[float]]
-
-
-class Fault(NamedTuple):
-    """A kind of fault: for which deployments, and how often beside the others."""
-
-    name: str
-    act: Act
-    shapes: tuple[str, ...]
-
-
-FAULTS: list[Fault] = []
-EVERYWHERE = ("single", "sentinel", "cluster")
-
-
-def fault(name: str, *shapes: str) -> Callable[[Act], Act]:
-    """Enter a function into the list."""
-
-    def enter(act: Act) -> Act:
-        FAULTS.append(Fault(name, act, shapes or EVERYWHERE))
-        return act
-
-    return enter
-
-
-def bag(shape: str, rng: random.Random, only: str = "") -> list[Fault]:
-    """Every fault of a deployment once, shuffled. `only`: those whose names have one of these words."""
-    words = [word.strip() for word in only.split(",") if word.strip()]
-    faults = [
-        each
-        for each in FAULTS
-        if shape in each.shapes and (not words or any(word in each.name for word in words))
-    ]
-    if not faults:
-        raise ValueError(f"no fault of {shape} has {only!r} in its name")
-    rng.shuffle(faults)
-    return faults
 
 
 # --- processes
@@ -239,87 +185,7 @@ async def _slots_moved(scene: Scene) -> float:
     return time.monotonic()
 
 
-# --- the network
-
-
-def _redis_line(scene: Scene, roles: list[Role]) -> Proxy:
-    line = scene.rng.choice(roles).redis_line
-    assert line is not None
-    return line
-
-
-def _reader_line(scene: Scene) -> Proxy:
-    return scene.rng.choice(scene.stage.reader_lines)
-
-
-async def _held(line: Proxy, seconds: float) -> float:
-    await asyncio.sleep(seconds)
-    line.heal()
-    return time.monotonic()
-
-
-async def _cut(_: Scene, line: Proxy) -> float:
-    line.cut()
-    return time.monotonic()
-
-
-async def _delayed(scene: Scene, line: Proxy) -> float:
-    line.delay_s = scene.rng.uniform(0.03, 0.4)
-    return await _held(line, scene.rng.uniform(2, 4))
-
-
-async def _partitioned(scene: Scene, line: Proxy) -> float:
-    line.freeze()
-    return await _held(line, scene.rng.choice((1.0, 3.0, 6.0, 13.0)))
-
-
-async def _half_opened(scene: Scene, line: Proxy) -> float:
-    at = time.monotonic()
-    line.half_open(scene.rng.choice(("client", "server")))
-    await _held(line, 3.0)
-    return at
-
-
-async def _refused(scene: Scene, line: Proxy) -> float:
-    line.turns_away = True
-    line.cut()
-    return await _held(line, scene.rng.uniform(1, 4))
-
-
-def _on_both_lines(name: str, act: Callable[[Scene, Proxy], Awaitable[float]]) -> None:
-    fault(f"redis line {name}", "single")(lambda scene: act(scene, _redis_line(scene, scene.stage.roles)))
-    fault(f"readers' line {name}")(lambda scene: act(scene, _reader_line(scene)))
-
-
-_on_both_lines("cut", _cut)
-_on_both_lines("delayed", _delayed)
-_on_both_lines("partitioned", _partitioned)
-_on_both_lines("half open", _half_opened)
-_on_both_lines("refuses", _refused)
-
-
-def _loses(name: str, lose: Callable[[Proxy, bytes], None], script: scripts.Script, seconds: float) -> None:
-    async def act(scene: Scene) -> float:
-        line = _redis_line(scene, scene.stage.workers)
-        lose(line, script.sha.encode())
-        return await _held(line, seconds)
-
-    fault(name, "single")(act)
-
-
-_loses("append lost before it ran", Proxy.lose_command, scripts.APPEND, 1.0)
-_loses("append's reply lost", Proxy.lose_reply, scripts.APPEND, 1.0)
-_loses("close's reply lost", Proxy.lose_reply, scripts.CLOSE, 2.0)
-
-
-@fault("readers' line cut in a frame")
-async def _cut_in_frame(scene: Scene) -> float:
-    line = _reader_line(scene)
-    for _ in range(5):
-        line.cut_after(scene.rng.randrange(1, 4000))
-        await asyncio.sleep(0.2)
-    line.heal()
-    return time.monotonic()
+network.enter()
 
 
 def heal(stage: Stage) -> None:

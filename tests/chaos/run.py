@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.chaos import nemesis
+from tests.chaos.fault import EVERYWHERE, Fault, Scene, bag
 from tests.chaos.life import MOST_TOKENS, Life, plan, replay
-from tests.chaos.nemesis import Fault, Scene
 from tests.chaos.observer import Observer
 from tests.chaos.readers import readers_of
 from tests.chaos.stage import Stage, run_to_end, stage
@@ -148,7 +148,7 @@ class Chaos:
         scene = Scene(self.stage, self._rng, self._lost)
         await asyncio.sleep(8)
         while True:
-            for fault in nemesis.bag(self.stage.redis.shape, self._rng, self._only):
+            for fault in bag(self.stage.redis.shape, self._rng, self._only):
                 if time.monotonic() > self._until:
                     return
                 await self._inflict(fault, scene)
@@ -284,7 +284,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=3.0)
     parser.add_argument("--seed", type=int, default=None, help="default: one is chosen, and printed")
-    parser.add_argument("--topology", choices=nemesis.EVERYWHERE, default="single")
+    parser.add_argument("--topology", choices=EVERYWHERE, default="single")
     parser.add_argument("--responses", type=int, default=200, help="in flight")
     parser.add_argument("--keep", type=Path, default=Path("chaos-violations"))
     parser.add_argument("--logs", action="store_true", help="keep what the processes log in any case")

@@ -18,17 +18,16 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 from redis import Redis
 
 from relay.keys import PERMANENT
-from tests.chaos.connection import call, connected
+from tests.chaos.connection import connected
+from tests.chaos.figures import Curve, judge, of_metrics, of_process, of_redis
 from tests.chaos.life import Life, Plan
 from tests.chaos.observer import Observer
 from tests.chaos.readers import Reader
-from tests.chaos.stage import Role, Stage, run_to_end, stage
-from tests.support.system import Process
+from tests.chaos.stage import Stage, run_to_end, stage
 
 RETENTION_S = 30
 SETTINGS: dict[str, object] = {
@@ -49,35 +48,7 @@ WARM_UP = 0.25  # of the whole time, and at least so long:
 WARM_UP_S = 2 * RETENTION_S
 REPORT_EVERY_S = 60.0
 DRAIN_S = 60.0  # for what is in flight at the end; then the retention has to pass
-# How far the line may rise from end to end: of the median, or this much, whichever is more.
-GROWTH = 0.05
-LEAST = {"memory": 2 * 1024 * 1024, "redis": 256 * 1024, "count": 8.0}
 JUDGED = 12  # samples at least
-
-
-class Curve(NamedTuple):
-    """What became of one figure: its median, and how much the line through it rises from end to end."""
-
-    name: str
-    kind: str
-    median: float
-    rise: float
-    is_flat: bool
-
-
-def judge(name: str, kind: str, samples: Sequence[tuple[float, float]]) -> Curve:
-    """Fit a line by Theil and Sen: the median of the slopes, which a few spikes do not move."""
-    thinned = samples[:: max(1, len(samples) // 200)]
-    slopes = sorted(
-        (later - value) / (at - before)
-        for index, (before, value) in enumerate(thinned)
-        for at, later in thinned[index + 1 :]
-    )
-    values = sorted(value for _, value in samples)
-    median = values[len(values) // 2]
-    slope = slopes[len(slopes) // 2] if slopes else 0.0
-    rise = slope * (samples[-1][0] - samples[0][0])
-    return Curve(name, kind, median, rise, rise <= max(LEAST[kind], GROWTH * median))
 
 
 class Soak:
@@ -183,10 +154,10 @@ class Soak:
     async def _look(self) -> dict[tuple[str, str], float]:
         found: dict[tuple[str, str], float] = {}
         for role in self.stage.roles:
-            found |= await asyncio.to_thread(_of_process, role.name, self.stage.process(role))
+            found |= await asyncio.to_thread(of_process, role.name, self.stage.process(role))
             with suppress(OSError):
-                found |= await _of_metrics(role, self.stage)
-        found |= await asyncio.to_thread(_of_redis, self.stage.redis.data[0].url)
+                found |= await of_metrics(role, self.stage)
+        found |= await asyncio.to_thread(of_redis, self.stage.redis.data[0].url)
         found["driver: responses in flight", "count"] = len(self.lives)
         return found
 
@@ -262,55 +233,6 @@ async def _read(life: Life, kind: str, name: str, seed: int) -> None:
                 await asyncio.sleep(life.plan.nominal_s + 5)
             finally:
                 life.attach(-1)
-
-
-def _of_process(name: str, process: Process) -> dict[tuple[str, str], float]:
-    """From /proc: resident memory, descriptors, threads."""
-    folder = Path(f"/proc/{process.pid}")
-    fields = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines() if ":" in line)
-    return {
-        (f"{name} memory", "memory"): float(fields["VmRSS"].split()[0]) * 1024,
-        (f"{name} descriptors", "count"): float(len(list((folder / "fd").iterdir()))),
-        (f"{name} threads", "count"): float(fields["Threads"]),
-    }
-
-
-async def _of_metrics(role: Role, play: Stage) -> dict[tuple[str, str], float]:
-    """Tasks, and who is served: from /metrics."""
-    process = play.process(role)
-    port = getattr(process, "metrics_port", None) or getattr(process, "port", 0)
-    text = (await call(port, "GET", "/metrics")).body.decode()
-    wanted = {
-        "relay_asyncio_tasks": "tasks",
-        "relay_consumers": "consumers",
-        "relay_worker_responses": "responses",
-    }
-    found: dict[tuple[str, str], float] = {}
-    for line in text.splitlines():
-        name, _, value = line.rpartition(" ")
-        short = wanted.get(name.partition("{")[0])
-        if short is not None:
-            key = (f"{role.name} {short}", "count")
-            found[key] = found.get(key, 0.0) + float(value)
-    return found
-
-
-def _of_redis(url: str) -> dict[tuple[str, str], float]:
-    """Memory, keys, and the groups and consumers of all logs."""
-    with Redis.from_url(url) as redis:
-        groups = consumers = 0
-        for key in redis.scan_iter(match="relay:{*}:log", count=500, _type="stream"):
-            with suppress(Exception):
-                for group in redis.xinfo_groups(key):
-                    groups += 1
-                    consumers += group["consumers"]
-        return {
-            ("redis memory", "redis"): float(redis.info("memory")["used_memory"]),
-            ("redis keys", "count"): float(redis.dbsize()),
-            ("redis groups", "count"): float(groups),
-            ("redis consumers", "count"): float(consumers),
-            ("redis connections", "count"): float(redis.info("clients")["connected_clients"]),
-        }
 
 
 async def soak(minutes: float, seed: int, keep: Path) -> Soak:
