@@ -2,8 +2,7 @@
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -25,7 +24,7 @@ from relay.journal import MAX_GROUPS, Entry, Journal, read_entries
 from relay.position import Position
 from relay.scripts import Appended, Attached, Claimed, NotClaimed
 from relay.wire import Wire, open_wire
-from tests.support.servers import admin
+from tests.support.servers import admin, out_of_memory
 from tests.support.wait import wait_until_async
 
 RETENTION_S = 600
@@ -1272,22 +1271,11 @@ async def test_a_read_ends_where_the_journal_ends(writer: Writer) -> None:
 # --- pressure
 
 
-@contextmanager
-def out_of_memory(url: str) -> Iterator[None]:
-    """The server refuses whatever needs memory inside the block."""
-    with admin(url) as client:
-        client.config_set("maxmemory", 1)
-        try:
-            yield
-        finally:
-            client.config_set("maxmemory", 0)
-
-
 async def test_an_append_to_a_full_server_writes_nothing(redis_url: str, writer: Writer) -> None:
     """Neither log nor journal: the same append succeeds when there is room."""
     await writer.write("one")
     before = await state(writer.journal)
-    with out_of_memory(redis_url), pytest.raises(OutOfMemory):
+    with admin(redis_url) as client, out_of_memory(client), pytest.raises(OutOfMemory):
         await writer.write("two")
     assert await state(writer.journal) == before
     await writer.write("two")
@@ -1298,7 +1286,7 @@ async def test_a_full_server_takes_no_new_work(redis_url: str, wire: Wire) -> No
     """Opening and claiming need memory that is not there."""
     queued, fresh = Journal(wire, "queued"), Journal(wire, "fresh")
     assert await queued.open(retention_s=RETENTION_S) is not None
-    with out_of_memory(redis_url):
+    with admin(redis_url) as client, out_of_memory(client):
         with pytest.raises(OutOfMemory):
             await fresh.open(retention_s=RETENTION_S)
         with pytest.raises(OutOfMemory):
@@ -1310,7 +1298,7 @@ async def test_a_full_server_still_serves_readers(redis_url: str, writer: Writer
     """They come, read, confirm, are replaced and go: what they drain is what waits to be freed."""
     journal = writer.journal
     ends = [await writer.write(word) for word in ("one", "two")]
-    with out_of_memory(redis_url):
+    with admin(redis_url) as client, out_of_memory(client):
         assert (await attach(journal)).data == writer.data
         (entry,) = await read(journal, count=1)
         journal.post_ack("c", [entry.id])
@@ -1325,7 +1313,7 @@ async def test_a_full_server_still_lets_work_end(redis_url: str, writer: Writer)
     """To renew, hand over, cancel and close costs next to nothing, and is how memory comes back."""
     journal = writer.journal
     await writer.write("one")
-    with out_of_memory(redis_url):
+    with admin(redis_url) as client, out_of_memory(client):
         assert await scripts.cancel_response(journal.wire, journal.keys) == "running"
         assert await writer.renew() is True
         assert await writer.close(status="cancelled") > writer.head
@@ -1333,5 +1321,5 @@ async def test_a_full_server_still_lets_work_end(redis_url: str, writer: Writer)
     second = Writer(Journal(journal.wire, "r2"))
     await second.journal.open(retention_s=RETENTION_S)
     await second.claim()
-    with out_of_memory(redis_url):
+    with admin(redis_url) as client, out_of_memory(client):
         assert await second.release() is True

@@ -3,8 +3,8 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,8 +26,8 @@ from relay.settings import Settings
 from relay.topology import open_topology
 from relay.wire import Wire, open_wire
 from tests.support.proxy import Proxy, proxy
-from tests.support.servers import admin
-from tests.support.wait import wait_until_async
+from tests.support.servers import out_of_memory
+from tests.support.wait import wait_until_async as until
 from workers import pump as pump_module
 from workers import worker as worker_module
 from workers import writer as writer_module
@@ -154,6 +154,10 @@ class Plant:
         (job,) = await self.shop.jobs.claim(self.claims, self.shop.worker_id, 1, 1)
         return GenerationJob(self.shop, job._replace(deliveries=deliveries))
 
+    async def taken(self, **fields: Any) -> tuple[Journal, GenerationJob]:
+        """A response and its job: submitted, claimed and not run yet."""
+        return await self.submit(**fields), await self.job()
+
     async def job_again(self) -> GenerationJob:
         """The one job that a lost worker had, taken over."""
         (job,) = await self.shop.jobs.orphans(self.shop.worker_id, 0, 1)
@@ -179,6 +183,12 @@ async def run(generation: GenerationJob) -> None:
     """Run it to its end, which must not take long."""
     async with asyncio.timeout(20):
         await generation.run()
+
+
+async def over(task: asyncio.Task[None]) -> None:
+    """One that runs comes to its end, which must not take long."""
+    async with asyncio.timeout(10):
+        await task
 
 
 @asynccontextmanager
@@ -217,35 +227,6 @@ async def plant(plants: Open) -> Plant:
     """One, with the defaults of this file."""
     made: Plant = await plants()
     return made
-
-
-@pytest.fixture
-def redis(embedded_url: str) -> Iterator[Redis]:
-    """The server, for what a test does behind the worker's back."""
-    with admin(embedded_url) as client:
-        yield client
-
-
-@pytest.fixture
-def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Retries every few milliseconds, so that a test need not wait for them."""
-    monkeypatch.setattr(writer_module, "_RETRY_FIRST_S", 0.005)
-    monkeypatch.setattr(writer_module, "_RETRY_LAST_S", 0.01)
-
-
-@contextmanager
-def out_of_memory(redis: Redis) -> Iterator[None]:
-    """The server refuses whatever needs memory inside the block."""
-    redis.config_set("maxmemory", 1)
-    try:
-        yield
-    finally:
-        redis.config_set("maxmemory", 0)
-
-
-async def until(predicate: Callable[[], Any], description: str) -> None:
-    """Wait for something that the pump is to do."""
-    await wait_until_async(predicate, description)
 
 
 # --- what a response says
@@ -391,14 +372,13 @@ async def test_a_generation_is_pumped_to_its_end(plant: Plant) -> None:
 async def test_the_first_text_does_not_wait_for_the_flush_interval(plants: Open) -> None:
     """Neither the start nor the first token: the interval is the floor between later appends."""
     plant = await plants(flush_ms=500)
-    journal = await plant.submit()
-    job = await plant.job()
+    journal, job = await plant.taken()
     async with running(job):
         await until(lambda: plant.source.opened, "the source is open")
         await until(lambda: job.pump.writer.head, "the start is there")
         plant.source.say("first")
         began = asyncio.get_running_loop().time()
-        await wait_until_async(lambda: _has_text(journal), "the text is there", timeout_s=5)
+        await until(lambda: _has_text(journal), "the text is there", timeout_s=5)
         assert asyncio.get_running_loop().time() - began < 0.4
 
 
@@ -494,8 +474,7 @@ async def test_a_pause_is_told_when_it_lasts(plant: Plant) -> None:
         plant.source.fountain = False
         plant.source.end()
         await consumer.confirm(job.pump.writer.produced)
-        async with asyncio.timeout(10):
-            await task
+        await over(task)
     assert await notices(journal) == [("paused", 3), ("resumed", 2)]
     assert +plant.metrics.steps == {"paused": 1, "resumed": 1}
     assert plant.metrics.paused == 0
@@ -519,8 +498,7 @@ async def test_a_short_pause_is_told_to_nobody(plant: Plant) -> None:
         plant.source.fountain = False
         plant.source.end()
         await consumer.confirm(job.pump.writer.head)
-        async with asyncio.timeout(10):
-            await task
+        await over(task)
     assert await notices(journal) == []
     assert plant.metrics.throttled_s["window"] > 0
     assert sum(plant.source.skipped) == pytest.approx(plant.metrics.throttled_s["window"])
@@ -592,8 +570,7 @@ async def test_nothing_is_told_after_the_end(plant: Plant, monkeypatch: pytest.M
         await until(lambda: plant.source.opened, "the source is open")
         job.pump.governor._ladder = _Restless()
         plant.source.say("text", finish=Finish("stop"))
-        async with asyncio.timeout(10):
-            await task
+        await over(task)
     assert (await done(journal))["finish_reason"] == "stop"
     assert (await snapshot(journal)).head == (await placed(journal))[-1].end
 
@@ -622,8 +599,7 @@ async def test_a_response_that_nobody_reads_is_cancelled(plants: Open) -> None:
 async def test_a_quiet_source_is_cancelled_when_nobody_reads(plants: Open) -> None:
     """Somebody looks who reads, also where no text comes."""
     plant = await plants(abandon_after_s=0.1)
-    journal = await plant.submit()
-    job = await plant.job()
+    journal, job = await plant.taken()
     async with running(job) as task:
         await until(lambda: plant.source.opened, "the source is open")
 
@@ -638,8 +614,7 @@ async def test_a_quiet_source_is_cancelled_when_nobody_reads(plants: Open) -> No
 async def test_a_reader_that_left_and_came_back_keeps_its_response(plants: Open) -> None:
     """The clock counts from when the last one was seen."""
     plant = await plants(abandon_after_s=0.3)
-    journal = await plant.submit()
-    job = await plant.job()
+    journal, job = await plant.taken()
     async with running(job) as task:
         await until(lambda: plant.source.opened, "the source is open")
         consumer = await reader(journal)
@@ -658,8 +633,7 @@ async def test_a_reader_that_left_and_came_back_keeps_its_response(plants: Open)
 async def test_a_background_response_is_neither_paused_nor_abandoned(plants: Open) -> None:
     """It was asked for to be made, read or not."""
     plant = await plants(abandon_after_s=0.1, pause_max_s=0.1, max_response_bytes=65_536)
-    journal = await plant.submit(background=True)
-    job = await plant.job()
+    journal, job = await plant.taken(background=True)
     async with running(job) as task:
         await until(lambda: plant.source.opened, "the source is open")
         plant.source.fountain = True
@@ -669,8 +643,7 @@ async def test_a_background_response_is_neither_paused_nor_abandoned(plants: Ope
         job.pump.governor._readers.watched_s += 3600
         await job.pump.governor.look()
         plant.source.end()
-        async with asyncio.timeout(10):
-            await task
+        await over(task)
     assert (await done(journal))["finish_reason"] == "stop"
     assert await notices(journal) == []
 
@@ -680,14 +653,12 @@ async def test_a_background_response_is_neither_paused_nor_abandoned(plants: Ope
 
 async def test_a_cancel_is_heard_with_the_next_append(plant: Plant, redis: Redis) -> None:
     """Where the control channel's message was lost."""
-    journal = await plant.submit()
-    job = await plant.job()
+    journal, job = await plant.taken()
     async with running(job) as task:
         await until(lambda: plant.source.opened, "the source is open")
         redis.hset(journal.keys.meta, "cancel", "1")
         plant.source.say("some text")
-        async with asyncio.timeout(10):
-            await task
+        await over(task)
     assert (await done(journal))["finish_reason"] == "cancelled"
     assert await text(journal) == "some text"
     assert plant.source.closed == 1
@@ -695,14 +666,12 @@ async def test_a_cancel_is_heard_with_the_next_append(plant: Plant, redis: Redis
 
 async def test_a_cancel_is_heard_with_the_next_renewal(plant: Plant, redis: Redis) -> None:
     """Where no text comes either."""
-    journal = await plant.submit()
-    job = await plant.job()
+    journal, job = await plant.taken()
     async with running(job) as task:
         await until(lambda: plant.source.opened, "the source is open")
         redis.hset(journal.keys.meta, "cancel", "1")
         await job.renew()
-        async with asyncio.timeout(10):
-            await task
+        await over(task)
     assert (await done(journal))["finish_reason"] == "cancelled"
 
 
@@ -987,16 +956,14 @@ async def test_a_cancel_of_a_half_made_response_has_the_digest_of_what_is_there(
 
 async def test_a_generation_that_was_taken_over_ends_without_a_word(plant: Plant, redis: Redis) -> None:
     """Fenced: nothing more of it gets in, and the job is the other worker's to finish."""
-    journal = await plant.submit()
-    job = await plant.job()
+    journal, job = await plant.taken()
     async with running(job) as task:
         plant.source.say("mine")
         await until(lambda: job.pump and plant.source.reads and job.pump.writer.head, "some text")
         redis.delete(journal.keys.lease)
         await claim(journal, "w2")
         plant.source.say("too late")
-        async with asyncio.timeout(10):
-            await task
+        await over(task)
     assert await text(journal) == "mine"
     assert (await snapshot(journal)).status == "running"
     assert await plant.depth() == 1
@@ -1007,44 +974,38 @@ async def test_a_generation_that_was_taken_over_ends_without_a_word(plant: Plant
 
 async def test_a_renewal_tells_a_quiet_generation_that_it_was_taken_over(plant: Plant, redis: Redis) -> None:
     """It stops paying for an upstream whose text nobody will see."""
-    journal = await plant.submit()
-    job = await plant.job()
+    journal, job = await plant.taken()
     async with running(job) as task:
         await until(lambda: plant.source.opened, "the source is open")
         redis.delete(journal.keys.lease)
         await claim(journal, "w2")
         await job.renew()
-        async with asyncio.timeout(10):
-            await task
+        await over(task)
     assert plant.source.closed == 1
     assert plant.metrics.fenced == 1
 
 
 async def test_a_flush_in_mid_stream_ends_the_generation(plant: Plant, redis: Redis) -> None:
     """There is nothing left to write to: the source is closed and no key is made again."""
-    await plant.submit()
-    job = await plant.job()
+    _, job = await plant.taken()
     async with running(job) as task:
         plant.source.say("some")
         await until(lambda: plant.source.reads, "some text")
         redis.flushall()
         plant.source.say("more")
-        async with asyncio.timeout(10):
-            await task
+        await over(task)
     assert plant.source.closed == 1
     assert redis.dbsize() == 0
 
 
 async def test_a_flush_tells_a_quiet_generation_with_the_next_renewal(plant: Plant, redis: Redis) -> None:
     """No text comes, and the upstream is not paid for until one does."""
-    await plant.submit()
-    job = await plant.job()
+    _, job = await plant.taken()
     async with running(job) as task:
         await until(lambda: plant.source.opened, "the source is open")
         redis.flushall()
         await job.renew()
-        async with asyncio.timeout(10):
-            await task
+        await over(task)
     assert plant.source.closed == 1
 
 
@@ -1067,8 +1028,7 @@ async def test_text_that_is_lost_for_good_ends_the_response_with_an_error(
             if value is not None:
                 await journal.wire.call("RESTORE", key, 600_000, value)
         plant.source.say("more")
-        async with asyncio.timeout(10):
-            await task
+        await over(task)
     assert (await error(journal))["code"] == "stream_lost"
     assert (await snapshot(journal)).status == "failed"
     assert await plant.depth() == 0
@@ -1089,8 +1049,7 @@ async def test_memory_that_runs_out_in_mid_stream_costs_nothing_but_time(plant: 
             await until(lambda: plant.metrics.out_of_memory >= 2, "refused, and tried again")
             await job.renew()
         plant.source.say("after", finish=Finish("stop"))
-        async with asyncio.timeout(10):
-            await task
+        await over(task)
     assert await text(journal) == "before, during, after"
     assert (await done(journal))["finish_reason"] == "stop"
 
@@ -1098,8 +1057,7 @@ async def test_memory_that_runs_out_in_mid_stream_costs_nothing_but_time(plant: 
 @pytest.mark.usefixtures("quick_retries")
 async def test_a_background_source_waits_for_a_redis_that_takes_nothing(plant: Plant, redis: Redis) -> None:
     """No reader holds it back, but what Redis has not got gathers in the worker: a window of it at most."""
-    journal = await plant.submit(background=True)
-    job = await plant.job()
+    journal, job = await plant.taken(background=True)
     async with running(job) as task:
         await until(lambda: plant.source.opened, "the source is open")
         with out_of_memory(redis):
@@ -1116,8 +1074,7 @@ async def test_a_background_source_waits_for_a_redis_that_takes_nothing(plant: P
         await until(lambda: job.pump.writer.produced > before + 2 * WINDOW, "it goes on")
         plant.source.fountain = False
         plant.source.end()
-        async with asyncio.timeout(10):
-            await task
+        await over(task)
     assert plant.metrics.throttled_s["memory"] > 0
     assert await notices(journal) == []
     await done(journal)
@@ -1126,16 +1083,14 @@ async def test_a_background_source_waits_for_a_redis_that_takes_nothing(plant: P
 @pytest.mark.usefixtures("quick_retries")
 async def test_a_response_can_be_closed_at_maxmemory(plant: Plant, redis: Redis) -> None:
     """Its last record, and then the memory comes back."""
-    journal = await plant.submit()
-    job = await plant.job()
+    journal, job = await plant.taken()
     async with running(job) as task:
         plant.source.say("text")
         await until(lambda: plant.source.reads, "some text")
         await job.pump.writer.drain()
         with out_of_memory(redis):
             plant.source.end()
-            async with asyncio.timeout(10):
-                await task
+            await over(task)
     assert (await done(journal))["finish_reason"] == "stop"
     assert await plant.depth() == 0
 
@@ -1153,8 +1108,7 @@ async def test_scripts_that_redis_forgot_are_not_missed(plant: Plant, redis: Red
         await until(lambda: plant.source.reads, "some text")
         redis.script_flush()
         plant.source.say("more", finish=Finish("stop"))
-        async with asyncio.timeout(10):
-            await task
+        await over(task)
     assert await text(journal) == "some more"
     await done(journal)
 
@@ -1187,8 +1141,7 @@ async def away(line: Proxy, plant: Plant) -> AsyncIterator[None]:
 async def test_a_close_whose_reply_was_lost_is_repeated(plants: Open, line: Proxy) -> None:
     """One done, and the job is finished."""
     plant = await plants(line.url)
-    journal = await plant.submit()
-    job = await plant.job()
+    journal, job = await plant.taken()
     plant.source.say("text")
     async with running(job) as task:
         await until(lambda: plant.source.reads, "some text")
@@ -1280,8 +1233,7 @@ async def test_a_drained_worker_hands_its_responses_over(plants: Open) -> None:
     async with running(job) as task:
         await until(lambda: job.pump and job.pump.writer.head > 100, "some text")
         job.pump.stop("handover")
-        async with asyncio.timeout(10):
-            await task
+        await over(task)
     assert (await snapshot(journal)).status == "queued"
     assert not await journal.wire.call("EXISTS", journal.keys.lease)
     assert await first.depth() == 1
@@ -1343,7 +1295,7 @@ async def test_a_worker_makes_all_that_is_queued_and_no_more_at_once_than_it_may
         for number in range(10):
             plant.source.say(f"{number}", finish=Finish("stop"))
         for journal in journals:
-            await wait_until_async(lambda journal=journal: has_ended(journal), "it has ended")
+            await until(lambda journal=journal: has_ended(journal), "it has ended")
     assert plant.source.most_at_once == 3
     assert [(await snapshot(journal)).status for journal in journals] == ["completed"] * 10
     assert sorted([await text(journal) for journal in journals]) == [f"{number}" for number in range(10)]
@@ -1358,7 +1310,7 @@ async def test_a_cancel_reaches_a_quiet_generation_at_once(plants: Open, embedde
     async with at_work(plant, embedded_url):
         await until(lambda: plant.source.opened, "the source is open")
         await cancel(journal)
-        await wait_until_async(lambda: has_ended(journal), "it is cancelled", timeout_s=1)
+        await until(lambda: has_ended(journal), "it is cancelled", timeout_s=1)
     assert (await done(journal))["finish_reason"] == "cancelled"
     assert plant.source.closed == 1
 
@@ -1371,7 +1323,7 @@ async def test_a_cancel_does_not_wait_for_an_upstream_to_accept(plants: Open, em
     async with at_work(plant, embedded_url):
         await until(lambda: plant.source.asked, "the upstream is asked")
         await cancel(journal)
-        await wait_until_async(lambda: has_ended(journal), "it is cancelled", timeout_s=1)
+        await until(lambda: has_ended(journal), "it is cancelled", timeout_s=1)
     assert (await done(journal))["finish_reason"] == "cancelled"
     assert (plant.source.opened, plant.source.closed) == ([], 1)
 
@@ -1379,8 +1331,7 @@ async def test_a_cancel_does_not_wait_for_an_upstream_to_accept(plants: Open, em
 @pytest.mark.parametrize("reason", ["cancelled", "handover"])
 async def test_a_stop_while_the_response_is_being_claimed_is_not_lost(plant: Plant, reason: str) -> None:
     """It holds from the moment the job is known."""
-    journal = await plant.submit()
-    job = await plant.job()
+    journal, job = await plant.taken()
     job.stop(reason)
     await run(job)
     assert plant.source.opened == []
@@ -1398,10 +1349,10 @@ async def test_a_defect_in_one_generation_does_not_stop_the_others(plants: Open,
         await until(lambda: plant.source.closed, "it crashes")
         good = await plant.submit("good")
         plant.source.say("good", finish=Finish("stop"))
-        await wait_until_async(lambda: has_ended(good), "the other one ends")
+        await until(lambda: has_ended(good), "the other one ends")
         assert not task.done()
         plant.source.say("bad", finish=Finish("stop"))
-        await wait_until_async(lambda: has_ended(bad), "it is tried again")
+        await until(lambda: has_ended(bad), "it is tried again")
     assert [await text(journal) for journal in (bad, good)] == ["bad", "good"]
     assert plant.metrics.reclaimed == 1
 
@@ -1420,7 +1371,7 @@ async def test_a_lost_worker_s_response_is_taken_over_when_its_lease_has_run_out
         plant = await plants(lease_s=0.5, lease_renew_s=0.1, source=Scripted(continues=True))
         plant.source.say("two", finish=Finish("stop"))
         async with at_work(plant, embedded_url):
-            await wait_until_async(lambda: has_ended(journal), "it is taken over", timeout_s=5)
+            await until(lambda: has_ended(journal), "it is taken over", timeout_s=5)
     assert await text(journal) == "one two"
     assert plant.source.opened == [Prefix("one ", tokens=1)]
     assert plant.metrics.reclaimed == 1
@@ -1462,8 +1413,8 @@ async def test_orphans_and_new_jobs_share_the_slots(
         plant.source.say("c", finish=Finish("stop"))
         plant.source.say("d", finish=Finish("stop"))
         for journal in (*lost, *new):
-            await wait_until_async(lambda journal=journal: has_ended(journal), "it has ended")
-        await wait_until_async(lambda: _no_jobs(plant), "the queue is empty")
+            await until(lambda journal=journal: has_ended(journal), "it has ended")
+        await until(lambda: _no_jobs(plant), "the queue is empty")
     assert plant.source.most_at_once == 2
     assert plant.metrics.reclaimed == 2
 
@@ -1483,7 +1434,7 @@ async def test_many_orphans_are_taken_over_in_one_go(
     await plant.shop.topology.wires()[0].call(
         "XREADGROUP", "GROUP", JOBS_GROUP, "dead", "COUNT", count, "STREAMS", JOBS_INTERACTIVE, ">"
     )
-    await wait_until_async(lambda: _is_old(redis), "the jobs are old enough to be taken over")
+    await until(lambda: _is_old(redis), "the jobs are old enough to be taken over")
     waits = iter([0.0])
     monkeypatch.setattr(
         worker_module, "random", SimpleNamespace(uniform=lambda _least, _most: next(waits, 1e6))
@@ -1578,12 +1529,12 @@ async def test_after_redis_was_away_a_worker_keeps_its_responses(
         async with at_work(plant, line.url), at_work(other, other_line.url):
             await until(lambda: plant.source.opened or other.source.opened, "the source is open")
             holder = plant if plant.source.opened else other
-            await wait_until_async(lambda: _is_old(redis), "the job is old enough to be taken over")
+            await until(lambda: _is_old(redis), "the job is old enough to be taken over")
             async with away(line, plant), away(other_line, other):
                 redis.delete(journal.keys.lease)
             await until(lambda: redis.exists(journal.keys.lease), "the lease is renewed")
             holder.source.say("still mine", finish=Finish("stop"))
-            await wait_until_async(lambda: has_ended(journal), "it ends")
+            await until(lambda: has_ended(journal), "it ends")
         assert await text(journal) == "still mine"
         assert (await done(journal))["finish_reason"] == "stop"
         assert plant.metrics.reclaimed + other.metrics.reclaimed == 0
@@ -1595,8 +1546,7 @@ def _is_old(redis: Redis) -> bool:
 
 async def test_a_claim_that_redis_has_no_memory_for_is_tried_again_later(plant: Plant, redis: Redis) -> None:
     """Neither the response nor the worker is the worse for it."""
-    journal = await plant.submit()
-    job = await plant.job()
+    journal, job = await plant.taken()
     with out_of_memory(redis), pytest.raises(OutOfMemory):
         await job.run()
     assert (await snapshot(journal)).status == "queued"

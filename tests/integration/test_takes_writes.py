@@ -6,7 +6,7 @@ import pytest
 
 from relay.settings import Settings
 from relay.topology import Topology, open_topology
-from tests.support.servers import admin
+from tests.support.servers import admin, out_of_memory
 from workers.gate import takes_writes
 
 
@@ -20,11 +20,8 @@ async def test_at_maxmemory_no_write_is_taken(redis_url: str, topology: Topology
     """The answer follows the server, both ways, and leaves no key there."""
     with admin(redis_url) as client:
         assert await takes_writes(topology)
-        client.config_set("maxmemory", 1)
-        try:
+        with out_of_memory(client):
             assert not await takes_writes(topology)
-        finally:
-            client.config_set("maxmemory", 0)
         assert await takes_writes(topology)
         assert client.dbsize() == 0
 

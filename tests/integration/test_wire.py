@@ -5,7 +5,6 @@ import os
 import random
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from relay.errors import (
 from relay.link import Reply
 from relay.wire import Wire, open_wire
 from tests.support.fake_redis import Command, fake_redis, mute, polite
-from tests.support.servers import admin
+from tests.support.servers import admin, out_of_memory, writes_paused
 from tests.support.wait import wait_until_async
 
 NAME = "wire-under-test"
@@ -67,26 +66,6 @@ def kill_client(client: Redis, name: str = NAME) -> None:
     """End the connection of that name from the server's side."""
     (found,) = (row for row in client.client_list() if row["name"] == name)
     client.client_kill_filter(_id=found["id"])
-
-
-@contextmanager
-def writes_paused(client: Redis) -> Iterator[None]:
-    """Nothing that writes is answered inside the block."""
-    client.client_pause(60_000, all=False)
-    try:
-        yield
-    finally:
-        client.client_unpause()
-
-
-@contextmanager
-def out_of_memory(client: Redis) -> Iterator[None]:
-    """The server refuses whatever needs memory inside the block."""
-    client.config_set("maxmemory", 1)
-    try:
-        yield
-    finally:
-        client.config_set("maxmemory", 0)
 
 
 async def outcomes(replies: list[Reply]) -> list[Any]:

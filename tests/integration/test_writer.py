@@ -2,11 +2,9 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import pytest
 from redis import Redis
@@ -19,8 +17,8 @@ from relay.scripts import APPEND, Claimed
 from relay.wire import Wire, open_wire
 from tests.support.model_reader import ModelReader
 from tests.support.proxy import Proxy, proxy
-from tests.support.servers import admin
-from tests.support.wait import wait_until_async
+from tests.support.servers import out_of_memory, writes_paused
+from tests.support.wait import wait_until_async as until
 from workers import writer as writer_module
 from workers.metrics import Metrics
 from workers.writer import KEPT_BYTES, Writer
@@ -71,7 +69,7 @@ class Desk:
 
     async def ended(self) -> RelayError:
         """What ended the writer, once it has been told."""
-        await wait_until_async(lambda: self.stops, "the writer says that it has ended")
+        await until(lambda: self.stops, "the writer says that it has ended")
         assert len(self.stops) == 1
         (stop,) = self.stops
         assert isinstance(stop, RelayError)
@@ -120,49 +118,10 @@ async def desk(line: Proxy) -> AsyncIterator[Desk]:
             writer.stop()
 
 
-@pytest.fixture
-def redis(embedded_url: str) -> Iterator[Redis]:
-    """The server, for what a test does behind the writer's back."""
-    with admin(embedded_url) as client:
-        yield client
-
-
-@pytest.fixture
-def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Retries every few milliseconds, so that a test need not wait for them."""
-    monkeypatch.setattr(writer_module, "_RETRY_FIRST_S", 0.005)
-    monkeypatch.setattr(writer_module, "_RETRY_LAST_S", 0.01)
-
-
-@contextmanager
-def writes_paused(redis: Redis) -> Iterator[None]:
-    """No append is answered inside the block."""
-    redis.client_pause(60_000, all=False)
-    try:
-        yield
-    finally:
-        redis.client_unpause()
-
-
-@contextmanager
-def out_of_memory(redis: Redis) -> Iterator[None]:
-    """The server refuses whatever needs memory inside the block."""
-    redis.config_set("maxmemory", 1)
-    try:
-        yield
-    finally:
-        redis.config_set("maxmemory", 0)
-
-
 async def drained(writer: Writer) -> None:
     """Everything fed is in Redis, within the time of a test."""
     async with asyncio.timeout(10):
         await writer.drain()
-
-
-async def until(predicate: Callable[[], Any], description: str) -> None:
-    """Wait for something that the writer is to do."""
-    await wait_until_async(predicate, description)
 
 
 # --- when records leave

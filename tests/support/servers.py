@@ -60,6 +60,26 @@ def admin(url: str) -> Iterator[Redis]:
 
 
 @contextmanager
+def out_of_memory(client: Redis) -> Iterator[None]:
+    """The server refuses whatever needs memory inside the block."""
+    client.config_set("maxmemory", 1)
+    try:
+        yield
+    finally:
+        client.config_set("maxmemory", 0)
+
+
+@contextmanager
+def writes_paused(client: Redis) -> Iterator[None]:
+    """Nothing that writes is answered inside the block."""
+    client.client_pause(60_000, all=False)
+    try:
+        yield
+    finally:
+        client.client_unpause()
+
+
+@contextmanager
 def _embedded() -> Iterator[str]:
     with EmbeddedServer() as server:
         yield server.url

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from relay.embedded import EmbeddedServer
-from tests.support.servers import admin
+from tests.support.servers import admin, out_of_memory
 from tests.support.system import Api, Reader, Worker, call, logs_if_failed, metric
 from tests.support.wait import wait_until
 
@@ -57,12 +57,9 @@ def test_a_worker_whose_redis_refuses_writes() -> None:
         running = api.create(tokens=200, rate=40)
         with Reader(api.port, running["events_url"]) as reader, admin(redis.url) as client:
             reader.until(lambda reader: reader.text, "some text")
-            client.config_set("maxmemory", 1)
-            try:
+            with out_of_memory(client):
                 wait_until(lambda: held(worker, "redis"), "it is held")
                 assert metric(worker.metrics_port, "relay_append_failures_total") >= 1
-            finally:
-                client.config_set("maxmemory", 0)
             made = api.create(tokens=20)
             assert api.status(made["id"])["status"] == "queued"  # writes are taken for less than two probes
             assert Reader(api.port, made["events_url"]).run().exact() == ""
