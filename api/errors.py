@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse
 
 from relay import errors
 from relay.errors import RelayError
+from relay.requests import place
 
 log = structlog.get_logger("relay.api")
 
@@ -71,11 +72,11 @@ async def on_invalid(request: Request, error: Exception) -> JSONResponse:
     """FastAPI's validation: broken JSON is 400, a value that may not be is 422 and names its field."""
     assert isinstance(error, RequestValidationError)  # noqa: S101 registered for this type only
     first = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
     if first["type"] == "json_invalid":
         return answer(errors.Malformed("the body is not valid JSON"))
     message = str(first["msg"]).removeprefix("Value error, ")
-    param = ".".join(place) or None
+    source, *loc = first["loc"]
+    param = (place(loc, first["type"], error.body) if source == "body" else ".".join(map(str, loc))) or None
     if param is None and first["type"] in ("missing", "model_attributes_type", "dict_type"):
         said = request.headers.get("content-type", "")
         hint = "" if "json" in said else "; send it with Content-Type: application/json"

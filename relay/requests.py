@@ -5,6 +5,7 @@ everything else unknown is refused, because a misspelt limit that is ignored is 
 """
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -166,6 +167,23 @@ class StreamRequest(BaseModel):
             if name in self.model_fields_set and (value := getattr(self, name)) is not None
         }
         return {**(self.upstream or {}), **given}
+
+
+def place(loc: Sequence[int | str], kind: str, body: Any) -> str:
+    """The field of a body that an error of pydantic's is about, as in `simulation.tokens` or `messages.0`.
+
+    Pydantic's own `loc` also tells which branches of a union it tried, as in `stop.str`: those are no fields.
+    """
+    names: list[str] = []
+    for part in loc:
+        is_there = (
+            part in body if isinstance(body, dict) else isinstance(body, list) and isinstance(part, int)
+        )
+        if not is_there and kind != "missing":
+            break
+        names.append(str(part))
+        body = body[part] if is_there else None
+    return ".".join(names)
 
 
 def text_bytes(value: object) -> int:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from relay.errors import InvalidValue, Malformed
-from relay.requests import StreamRequest
+from relay.requests import StreamRequest, place
 
 _OURS = frozenset(StreamRequest.model_fields) - {"upstream"}
 
@@ -42,10 +42,11 @@ def parse(body: dict[str, Any]) -> ChatRequest:
     if "prompt" in fields:
         raise InvalidValue("prompt: a chat completion takes messages", param="prompt")
     more = {name: fields.pop(name) for name in list(fields) if name not in _OURS}
+    native = {**fields, **({"upstream": more} if more else {})}
     try:
-        request = StreamRequest.model_validate({**fields, **({"upstream": more} if more else {})})
+        request = StreamRequest.model_validate(native)
     except ValidationError as error:
-        raise named(error) from error
+        raise named(error, native) from error
     return ChatRequest(request, stream, bool(options.get("include_usage")))
 
 
@@ -56,12 +57,11 @@ def _flag(fields: dict[str, Any], name: str) -> bool:
     return value
 
 
-def named(error: ValidationError) -> InvalidValue | Malformed:
-    """The first thing that is wrong, by its name in the body."""
+def named(error: ValidationError, native: dict[str, Any]) -> InvalidValue | Malformed:
+    """The first thing that is wrong, by its name in the body, which was `native` in our own words."""
     first = error.errors()[0]
     message = str(first["msg"]).removeprefix("Value error, ")
-    place = [str(part) for part in first["loc"]]
-    if not place:
+    param = place(first["loc"], first["type"], native).removeprefix("upstream.")
+    if not param:
         return InvalidValue("messages: must be given", param="messages")
-    param = ".".join(place[1:] if place[0] == "upstream" and len(place) > 1 else place)
     return InvalidValue(f"{param}: {message}", param=param)

@@ -59,7 +59,7 @@ def parse(body: dict[str, Any]) -> ResponseRequest:
     try:
         return ResponseRequest(StreamRequest.model_validate(made), stream)
     except ValidationError as error:
-        raise named(error) from error
+        raise named(error, made) from error
 
 
 def response_id(native: str) -> str:

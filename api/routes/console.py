@@ -41,12 +41,14 @@ def _load() -> dict[str, bytes]:
 _FILES = _load()
 
 
+@router.head("/", include_in_schema=False)
 @router.get("/")
 async def page() -> Response:
     """The page."""
     return _file("index.html")
 
 
+@router.head("/console/{name:path}", include_in_schema=False)
 @router.get("/console/{name:path}")
 async def asset(name: str) -> Response:
     """What it is made of."""

@@ -61,6 +61,7 @@ async def create(
     )
 
 
+@router.head("", include_in_schema=False)
 @router.get("")
 async def recent(request: Request) -> dict[str, Any]:
     """The caller's recent responses, newest first."""
@@ -79,6 +80,7 @@ async def recent(request: Request) -> dict[str, Any]:
     return {"object": "list", "data": data}
 
 
+@router.head("/{response_id}", include_in_schema=False)
 @router.get("/{response_id}")
 async def status(request: Request, response_id: str) -> dict[str, Any]:
     """How a response is: position, level, and each consumer's lag."""
@@ -101,6 +103,7 @@ async def cancel(request: Request, response_id: str) -> dict[str, Any]:
     return {"id": response_id, "status": (await journal.snapshot()).status}
 
 
+@router.head("/{response_id}/text", include_in_schema=False)
 @router.get("/{response_id}/text")
 async def text(request: Request, response_id: str) -> Response:
     """The content so far, as it is; read in slices, so that its size is nobody's memory."""

@@ -61,7 +61,7 @@ def invalid(model: type[BaseModel], value: object) -> RequestValidationError:
     with pytest.raises(ValidationError) as caught:
         TypeAdapter(model).validate_python(value, from_attributes=True)  # as FastAPI does
     return RequestValidationError(
-        [{**error, "loc": ("body", *error["loc"])} for error in caught.value.errors()]
+        [{**error, "loc": ("body", *error["loc"])} for error in caught.value.errors()], body=value
     )
 
 
