@@ -23,6 +23,7 @@ EVERY_S = 1.0
 TIMEOUT_S = 3.0
 SHOWN_WITHIN_S = 45.0  # for the final state of a response to be shown, whatever is under way
 SLOTS_EVERY_S = 0.5
+PROMOTED_WITHIN_S = 2.0  # until a promotion is noticed
 TERMINAL = frozenset(("completed", "failed", "cancelled"))
 
 
@@ -59,6 +60,8 @@ class Observer:
             if time.monotonic() > deadline:
                 return False
             await asyncio.sleep(0.2)
+        if self._redis.shape != "single":
+            await asyncio.sleep(PROMOTED_WITHIN_S)  # a loss that this state tells of has been noticed by then
         await self._look(life)
         self.read_traces(lives)
         life.count_alone()
@@ -135,6 +138,16 @@ class Observer:
             return None
         found = {name.decode(): value.decode("latin-1") for name, value in meta.items()}
         return found, (journal or b"").decode("latin-1")
+
+    async def promoted(self) -> None:
+        """Return when other servers than now are primaries: by a fault, or because one was too slow."""
+        before = now = await self._primaries()
+        while now == before:
+            await asyncio.sleep(SLOTS_EVERY_S)
+            now = await self._primaries()
+
+    async def _primaries(self) -> list[int]:
+        return await asyncio.to_thread(lambda: [server.port for server in self._redis.primaries()])
 
     # --- traces
 

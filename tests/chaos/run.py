@@ -15,6 +15,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ SETTLED_S = 0.3  # what was under way already is no sign of recovery
 QUIET_S = (0.5, 1.5)  # between a recovery and the next fault
 REPORT_EVERY_S = 10.0
 BOUND_S = 150.0  # over twice the nominal length of a response: then it hangs
+FAILED_OVER_WITHIN_S = 30.0
 END_WITHIN_S = 60.0  # after the last fault
 KEPT_CALLS = 1000
 SLOW_S = 5.0
@@ -65,6 +67,7 @@ class Chaos:
         self._most_tokens = most_tokens
         self._made = 0
         self._is_losing = False  # a response that is made now may be lost with what Redis loses
+        self._is_inflicting = False
         self._began = time.monotonic()
 
     # --- the run
@@ -75,6 +78,7 @@ class Chaos:
             helpers = [
                 tasks.create_task(self.observer.watch(lambda: self.lives)),
                 tasks.create_task(self._report()),
+                tasks.create_task(self._watch_primaries()),
             ]
             crowd = [tasks.create_task(self._crowd(index)) for index in range(self._responses)]
             self._until = time.monotonic() + seconds
@@ -159,12 +163,14 @@ class Chaos:
     async def _inflict(self, fault: Fault, scene: Scene) -> None:
         self.faults[fault.name] += 1
         watched = [life for life in self.lives if life.is_lively]
+        self._is_inflicting = True
         try:
             at = await fault.act(scene)
         except AssertionError as error:
             self._problem(f"{fault.name}: {error}")
             nemesis.heal(self.stage)
             at = time.monotonic()
+        self._is_inflicting = False
         if self._is_losing:
             self._lost()  # those made meanwhile, too
             self._is_losing = False
@@ -195,6 +201,18 @@ class Chaos:
             if time.monotonic() > deadline:
                 return None
             await asyncio.sleep(0.1)
+
+    async def _watch_primaries(self) -> None:
+        """A failover loses writes, also when no fault meant it: a pause was too long, this machine too slow."""
+        while self.stage.redis.shape != "single":
+            await self.observer.promoted()
+            if not self._is_losing:
+                self._say("redis failed over by itself")
+                self._lost()
+                with suppress(AssertionError):
+                    await asyncio.to_thread(self.stage.redis.wait_replicated, FAILED_OVER_WITHIN_S)
+                self._lost()
+                self._is_losing = self._is_inflicting  # else that fault is the one to end it
 
     def _lost(self) -> None:
         self._is_losing = True

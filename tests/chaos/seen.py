@@ -86,6 +86,7 @@ class Seen:
         self._text = b""
         self._exact = self._continues = True
         self._is_lossy = self._is_cancelled = False
+        self._explained_by_loss: list[int] = []  # which violations so far
         self._dead: set[str] = set()
         self._alone_s = 0.0
         self._claims: list[tuple[int, int, str]] = []
@@ -107,6 +108,12 @@ class Seen:
     def _wrong(self, rule: str, seen: str) -> None:
         self.violations.append(Violation(rule, seen))
 
+    def _wrong_without_loss(self, rule: str, seen: str) -> None:
+        """Not if Redis has lost writes, which may be noticed, and told, only after what it led to."""
+        if not self._is_lossy:
+            self._explained_by_loss.append(len(self.violations))
+            self._wrong(rule, seen)
+
     # --- what is to be, and what the nemesis did
 
     def _plan(self, seed: int, tokens: int, exact: bool, continues: bool) -> None:
@@ -115,6 +122,9 @@ class Seen:
 
     def _loss(self) -> None:
         self._is_lossy = True
+        for index in reversed(self._explained_by_loss):
+            del self.violations[index]
+        self._explained_by_loss.clear()
 
     def _cancel(self) -> None:
         self._is_cancelled = True
@@ -134,12 +144,14 @@ class Seen:
         self._appends.append((epoch, base, end, crc))
 
     def _entry(self, end: int, epoch: int, size: int, crc: int) -> None:
-        if self._entries and not self._is_lossy:
+        if self._entries:
             last_end, last_epoch, _, _ = self._entries[-1]
             if epoch < last_epoch:
-                self._wrong("fence", f"entry {end}-{epoch} was written after epoch {last_epoch}")
+                self._wrong_without_loss("fence", f"entry {end}-{epoch} was written after epoch {last_epoch}")
             if end - size != last_end:
-                self._wrong("contiguous", f"entry {end}-{epoch} begins at {end - size}, not at {last_end}")
+                self._wrong_without_loss(
+                    "contiguous", f"entry {end}-{epoch} begins at {end - size}, not at {last_end}"
+                )
         self._entries.append((end, epoch, size, crc))
 
     def _hole(self, end: int) -> None:
@@ -170,8 +182,7 @@ class Seen:
 
     def _gone(self, reader: str, code: str) -> None:
         self.reader(reader).is_told_gone = True
-        if not self._is_lossy:
-            self._wrong("loss", f"{reader} was told {code}, and Redis lost nothing")
+        self._wrong_without_loss("loss", f"{reader} was told {code}, and Redis lost nothing")
 
     def _left(self, reader: str) -> None:
         self.reader(reader).is_away = True
@@ -195,8 +206,7 @@ class Seen:
 
     def _rewound(self, who: Reader, told: dict[str, Any]) -> None:
         target = int(str(told["position"]).partition("-")[0])
-        if not self._is_lossy:
-            self._wrong("rewind", f"{who.name} was sent back to {target}, and Redis lost nothing")
+        self._wrong_without_loss("rewind", f"{who.name} was sent back to {target}, and Redis lost nothing")
         if target > who.offset:
             self._wrong("rewind", f"{who.name} at {who.offset} was sent forward to {target}")
         who.rewind(target)
@@ -208,8 +218,7 @@ class Seen:
             return
         if name == "error" and code in LOST_CODES:
             who.is_told_gone = True
-            if not self._is_lossy:
-                self._wrong("loss", f"{who.name} was told {code}, and Redis lost nothing")
+            self._wrong_without_loss("loss", f"{who.name} was told {code}, and Redis lost nothing")
             return
         self._wrong("form", f"{who.name} got {name} without an id: {told}")
 

@@ -357,3 +357,16 @@ def test_a_worker_that_is_lost_explains_an_error_only_where_the_source_cannot_go
     final = ("final", {"status": "failed", "starts": "1:0"}, text(journal))
     assert check([("plan", SEED, TOKENS, True, False), final]) == []
     assert [found.rule for found in check([("plan", SEED, TOKENS, True, True), final])] == ["ending"]
+
+
+def test_a_loss_explains_what_was_seen_before_it_was_noticed() -> None:
+    """Nothing else: the text of a reader is wrong all the same."""
+    seen = [
+        ("plan", SEED, TOKENS, True, True),
+        ("open", "r", "start", ""),
+        ("event", "r", "delta", "9-1", json.dumps({"channel": "content", "text": "not this"})),
+        ("gone", "r", "404"),
+    ]
+    final = ("final", {}, "")
+    assert [found.rule for found in check([*seen, final])] == ["prefix", "loss", "loss"]
+    assert [found.rule for found in check([*seen, ("loss",), final])] == ["prefix"]
