@@ -39,14 +39,14 @@ from relay.keys import keys_of
 from relay.link import Argument, Reply, pack
 from relay.position import Position
 from relay.scripts import Attached
+from relay.settings import Settings
 from relay.sse import Event, Parser
+from relay.topology import Topology
 from relay.wire import Wire
 
 ID = "rs_000000000000000000000001"
 LAST_SEQUENCE = 2**64 - 1
 
-
-SETTLE_STEPS = 1000  # no test needs more: one that does not end is a consumer that spins
 QUIET_TURNS = 4  # of a tenth of a second: longer than the longest of the consumer's own timers
 
 
@@ -108,6 +108,16 @@ class FakeSocket:
     def events(self) -> list[Event]:
         """What an EventSource makes of it."""
         return Parser().feed(self.data)
+
+    @property
+    def ids(self) -> list[int]:
+        """The offsets of the ids that were written."""
+        return [offset_of(got) for got in self.events if got.id is not None]
+
+    @property
+    def taken_offset(self) -> int:
+        """The offset up to which the client has whole events."""
+        return max(map(offset_of, Parser().feed(self.taken_data)), default=0)
 
     @property
     def text(self) -> str:
@@ -225,6 +235,13 @@ class FakeServer:
         """What `append_records` does."""
         self.journal += data
         self.log.append((StreamId(len(self.journal), self.epoch), data))
+
+    def attach(self, name: str, member: str, position: Position | None, limit: int) -> Attached:
+        """What an attach gives."""
+        at, epoch = (-1, 0) if position is None else position
+        reply = self._attach(name.encode(), member.encode(), b"%d" % at, b"%d" % epoch, b"%d" % limit)
+        _, offset, head, status, now, data, rewound = reply
+        return Attached(offset, head, status.decode(), int(now), data, bool(rewound))
 
     def position(self, group: bytes) -> int:
         """Where a consumer that comes back without an id goes on: see `lua/attach_consumer.lua`."""
@@ -503,34 +520,14 @@ def a_node(loop: FakeLoop, metrics: Metrics, keepalive_s: float = 15.0) -> Node:
     return cast("Node", node)
 
 
-class Rig:
-    """One consumer between a fake server and a fake client."""
+class Response:
+    """One response on a fake server, and the wire to it: what every reader's surroundings begin with."""
 
-    def __init__(
-        self, *, size: int = 16_384, entries: int = 64, explicit: bool = False, keepalive_s: float = 15.0
-    ) -> None:
-        self.loop = FakeLoop()
+    def __init__(self, loop: "FakeLoop | asyncio.AbstractEventLoop") -> None:
         self.server = FakeServer()
-        self.wire = FakeWire(self.server, self.loop)
-        self.socket = FakeSocket()
+        self.wire = FakeWire(self.server, loop)
         self.metrics = Metrics()
         self.journal = Journal(self.wire.as_wire(), ID)
-        self.consumer = Consumer(
-            a_node(self.loop, self.metrics, keepalive_s),
-            self.journal,
-            name="c",
-            connection="k",
-            socket=self.socket.as_client(),
-            credit=Credit(size, entries, explicit),
-            keep=True,
-        )
-        self.wire.subscribe(keys_of(ID).bell, self._rung)
-
-    def _rung(self, message: bytes) -> None:
-        if message.isdigit():
-            self.consumer.ring(int(message))
-
-    # --- the response
 
     def append(self, *texts: str, ring: bool = True) -> None:
         """One entry, a content record for each text."""
@@ -547,6 +544,11 @@ class Rig:
         self.server.status = b"completed"
         self.append_records(event(Channel.DONE, {"finish_reason": "stop"}))
 
+    def another_worker(self) -> None:
+        """A new epoch begins at the head."""
+        self.server.starts.append(len(self.server.journal))
+        self.server.epoch += 1
+
     def trim(self, count: int) -> None:
         """The cap bites: the oldest entries leave the log."""
         del self.server.log[:count]
@@ -556,23 +558,75 @@ class Rig:
         """Every record of the response."""
         return decode(self.server.journal)[0]
 
+    def text_from(self, offset: int) -> str:
+        """The content after an offset."""
+        records = [item.record for item in self.placed if item.end > offset]
+        return "".join(item.payload.decode() for item in records if item.channel is Channel.CONTENT)
+
+
+class Stage(Response):
+    """A response on a loop without time, where nothing moves but by the test."""
+
+    settle_steps = 1000  # no test needs more: one that does not end is a consumer that spins
+
+    def __init__(self) -> None:
+        self.loop = FakeLoop()
+        super().__init__(self.loop)
+
+    def listen(self, ring: Callable[[int], None]) -> None:
+        """Pass on what the bell says of the head."""
+        bell = keys_of(ID).bell
+        self.wire.subscribe(bell, lambda message: ring(int(message)) if message.isdigit() else None)
+
+    def turn(self) -> None:
+        """A tenth of a second, as the node's sweep gives it."""
+        raise NotImplementedError
+
+    def sweep(self) -> None:
+        """The node's visit, once a second."""
+        raise NotImplementedError
+
+    def rest(self, take: Callable[[], None]) -> None:
+        """Let everything come to rest: replies, timers, and clients that `take`."""
+        quiet = 0
+        for _ in range(self.settle_steps):
+            take()
+            moved = self.wire.execute() + self.wire.deliver()
+            quiet = 0 if moved else quiet + 1
+            if quiet == QUIET_TURNS:
+                return
+            if not moved:
+                self.turn()
+        raise AssertionError("what reads does not come to rest")
+
+
+class Rig(Stage):
+    """One consumer between a fake server and a fake client."""
+
+    def __init__(
+        self, *, size: int = 16_384, entries: int = 64, explicit: bool = False, keepalive_s: float = 15.0
+    ) -> None:
+        super().__init__()
+        self.socket = FakeSocket()
+        self.consumer = Consumer(
+            a_node(self.loop, self.metrics, keepalive_s),
+            self.journal,
+            name="c",
+            connection="k",
+            socket=self.socket.as_client(),
+            credit=Credit(size, entries, explicit),
+            keep=True,
+        )
+        self.listen(self.consumer.ring)
+
     @property
     def made(self) -> str:
         """The content of the response."""
-        return "".join(
-            item.record.payload.decode() for item in self.placed if item.record.channel is Channel.CONTENT
-        )
-
-    # --- the consumer
+        return self.text_from(0)
 
     def attach(self, position: Position | None = None) -> Attached:
         """What the node's attach would give."""
-        offset, epoch = (-1, 0) if position is None else position
-        reply = self.server._attach(
-            b"c", b"k", b"%d" % offset, b"%d" % epoch, b"%d" % self.consumer.outlet.credit.size
-        )
-        _, at, head, status, now, data, rewound = reply
-        return Attached(at, head, status.decode(), int(now), data, bool(rewound))
+        return self.server.attach("c", "k", position, self.consumer.outlet.credit.size)
 
     def begin(self, position: Position | None = None) -> None:
         """Attach and start."""
@@ -586,12 +640,7 @@ class Rig:
     @property
     def ids(self) -> list[int]:
         """The offsets of the ids that were written."""
-        return [offset_of(got) for got in self.socket.events if got.id is not None]
-
-    @property
-    def taken_offset(self) -> int:
-        """The offset up to which the client has whole events."""
-        return max(map(offset_of, Parser().feed(self.socket.taken_data)), default=0)
+        return self.socket.ids
 
     def turn(self) -> None:
         """A tenth of a second, as the node's sweep gives it."""
@@ -605,15 +654,39 @@ class Rig:
         self.loop.run()
 
     def settle(self, *, take: bool = True) -> None:
-        """Let everything come to rest: replies, timers, and (with `take`) a client that takes all."""
-        quiet = 0
-        for _ in range(SETTLE_STEPS):
-            if take:
-                self.socket.take()
-            moved = self.wire.execute() + self.wire.deliver()
-            quiet = 0 if moved else quiet + 1
-            if quiet == QUIET_TURNS:
-                return
-            if not moved:
-                self.turn()
-        raise AssertionError("the consumer does not come to rest")
+        """Let everything come to rest, and (with `take`) a client that takes all."""
+        self.rest(self.socket.take if take else lambda: None)
+
+
+class Served(Response):
+    """A node with its consumers, between a fake server and fake clients; on the test's own loop."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(asyncio.get_running_loop())
+        topology = SimpleNamespace(
+            on_change=lambda callback: self.wire.on_reconnect(lambda: callback(lambda _key: True)),
+            server_time=lambda: 0.0,
+        )
+        self.node = Node(Settings(**settings), cast("Topology", topology), self.metrics)
+
+    async def attach(
+        self, name: str | None = None, position: Position | None = None, window: int | None = None
+    ) -> tuple[Consumer, FakeSocket]:
+        """A new connection, begun."""
+        socket = FakeSocket()
+        consumer, attached = await self.node.attach(
+            self.journal, socket.as_client(), name=name, position=position, window=window
+        )
+        consumer.begin(attached)
+        return consumer, socket
+
+    async def settle(self, *sockets: FakeSocket) -> None:
+        """Everything arrives, and these clients take what they are sent."""
+        for _ in range(20):
+            for socket in sockets:
+                socket.take()
+            self.wire.execute()
+            self.wire.deliver()
+            await asyncio.sleep(0)
+            for consumer in self.node.consumers:
+                consumer.sweep()

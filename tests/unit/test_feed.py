@@ -6,7 +6,7 @@ from typing import Any, cast
 import pytest
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from api.ending import Ending
 from api.feed import Feed
@@ -14,15 +14,13 @@ from api.ledger import Credit
 from api.metrics import Metrics
 from api.recent import KEPT_BYTES, MAX_BATCHES, Recent
 from api.stream import Consumer
-from relay.events import Channel, Record, content, decode, encode, event
-from relay.journal import Entry, Journal
-from relay.keys import keys_of
+from relay.events import content, decode, encode
+from relay.journal import Entry
 from relay.position import Position
 from relay.scripts import Attached
-from relay.sse import Parser
-from tests.support.consumer import ID, FakeLoop, FakeServer, FakeSocket, FakeWire, a_node, offset_of
+from tests.support.consumer import FakeSocket, Stage, a_node
+from tests.support.response_machine import ResponseMachine
 
-SETTLE_STEPS, QUIET_TURNS = 3000, 4
 READS = ("XRANGE", "XREADGROUP", "GETRANGE")
 
 
@@ -58,40 +56,32 @@ class Viewer:
     @property
     def is_exact(self) -> bool:
         """Whether it was sent all that follows on where it began, in order and once."""
-        ids = [offset_of(got) for got in self.socket.events if got.id is not None]
-        return self.text == self.house.text_from(self.from_offset) and ids == sorted(set(ids))
+        return self.text == self.house.text_from(self.from_offset) and self.is_beginning
 
     @property
     def is_beginning(self) -> bool:
         """Whether it was sent a beginning of that."""
-        ids = [offset_of(got) for got in self.socket.events if got.id is not None]
+        ids = self.socket.ids
         return self.house.text_from(self.from_offset).startswith(self.text) and ids == sorted(set(ids))
 
     @property
     def has(self) -> int:
         """The offset up to which the client has whole events."""
-        got = max(map(offset_of, Parser().feed(self.socket.taken_data)), default=0)
-        return max(got, self.from_offset)
+        return max(self.socket.taken_offset, self.from_offset)
 
 
-class House:
+class House(Stage):
     """A feed with its viewers, between a fake server and fake clients."""
 
+    settle_steps = 3000
+
     def __init__(self, kept_bytes: int = KEPT_BYTES) -> None:
-        self.loop = FakeLoop()
-        self.server = FakeServer()
-        self.wire = FakeWire(self.server, self.loop)
-        self.metrics = Metrics()
-        self.journal = Journal(self.wire.as_wire(), ID)
+        super().__init__()
         loop = cast("Any", self.loop)
         self.feed = Feed(loop, self.metrics, lambda: 0.0, self.journal, Recent(kept_bytes))
         self.viewers: list[Viewer] = []
         self._made = 0
-        self.wire.subscribe(keys_of(ID).bell, self._rung)
-
-    def _rung(self, message: bytes) -> None:
-        if message.isdigit():
-            self.feed.ring(int(message))
+        self.listen(self.feed.ring)
 
     def attach(
         self,
@@ -106,12 +96,10 @@ class House:
         viewer = Viewer(self, f"v{self._made}", size=size, entries=entries, explicit=explicit)
         self.viewers.append(viewer)
         self.feed.join(viewer.consumer)
-        at, epoch = (-1, 0) if position is None else position
-        name, member = viewer.consumer.name.encode(), viewer.consumer.connection.encode()
-        reply = self.server._attach(name, member, b"%d" % at, b"%d" % epoch, b"%d" % size)
-        _, offset, head, status, now, data, rewound = reply
-        viewer.from_offset = offset
-        return viewer, Attached(offset, head, status.decode(), int(now), data, bool(rewound))
+        consumer = viewer.consumer
+        attached = self.server.attach(consumer.name, consumer.connection, position, size)
+        viewer.from_offset = attached.offset
+        return viewer, attached
 
     def view(self, **options: Any) -> Viewer:
         """One more, begun."""
@@ -127,21 +115,6 @@ class House:
         assert not self.feed.leave(viewer.consumer)
         confirmed = viewer.consumer.ledger.confirmed
         self.journal.post_detach(viewer.consumer.name, viewer.consumer.connection, confirmed, keep=True)
-
-    def append(self, *texts: str, ring: bool = True) -> None:
-        """One entry, a content record for each text."""
-        self.append_records(*map(content, texts), ring=ring)
-
-    def append_records(self, *records: Record, ring: bool = True) -> None:
-        """One entry of these records."""
-        self.server.append(b"".join(map(encode, records)))
-        if ring:
-            self.wire.push(b"%d" % len(self.server.journal))
-
-    def text_from(self, offset: int) -> str:
-        """The content after an offset."""
-        records = [item.record for item in decode(self.server.journal)[0] if item.end > offset]
-        return "".join(item.payload.decode() for item in records if item.channel is Channel.CONTENT)
 
     def flow(self) -> None:
         """Replies and rings until none is on its way; no time passes."""
@@ -164,18 +137,13 @@ class House:
 
     def settle(self) -> None:
         """Everything comes to rest; clients that take have taken all."""
-        quiet = 0
-        for _ in range(SETTLE_STEPS):
+
+        def take() -> None:
             for viewer in self.viewers:
                 if viewer.takes:
                     viewer.take()
-            moved = self.wire.execute() + self.wire.deliver()
-            quiet = 0 if moved else quiet + 1
-            if quiet == QUIET_TURNS:
-                return
-            if not moved:
-                self.turn()
-        raise AssertionError("the viewers do not come to rest")
+
+        self.rest(take)
 
     def reads(self, since: int = 0) -> list[str]:
         """The names of the commands that read, of those that were sent after the first `since`."""
@@ -496,8 +464,7 @@ def test_what_a_newer_viewer_had_with_its_attach_is_told_to_the_others() -> None
 def test_an_epoch_that_only_newcomers_have_seen_stops_nobody() -> None:
     """Another worker has begun, those who came since know by their attach, and then a ring is lost."""
     house = a_house(2)
-    house.server.epoch = 2
-    house.server.starts.append(len(house.server.journal))
+    house.another_worker()
     for earlier in tuple(house.viewers):
         house.view()
         house.leave(earlier)
@@ -520,7 +487,7 @@ def test_the_end_reaches_everyone(seed: int) -> None:
             viewer.takes = choose.random() < 0.5
         house.append("x" * choose.randint(0, 600))
         house.settle() if choose.random() < 0.3 else house.flow()
-    house.append_records(event(Channel.DONE, {"finish_reason": "stop"}))
+    house.finish()
     for viewer in house.viewers:
         viewer.takes = True
     house.settle()
@@ -619,8 +586,7 @@ def test_text_that_a_failover_lost_is_waited_for() -> None:
 def test_ids_follow_the_epoch() -> None:
     """Text of a new worker has the new epoch in its ids for every viewer, and none goes back to the old."""
     house = a_house(2)
-    house.server.epoch = 2
-    house.server.starts.append(len(house.server.journal))
+    house.another_worker()
     late = house.view()
     house.append("a")
     house.settle()
@@ -645,8 +611,7 @@ def test_text_that_another_worker_overruled_is_not_gone_on_from(size: int) -> No
     lost = [viewer for viewer in house.viewers if viewer is not behind]
     had = [viewer.text for viewer in lost]
     house.server.log, house.server.journal = kept, house.server.journal[: kept[-1][0].end]
-    house.server.epoch = 2
-    house.server.starts.append(len(house.server.journal))
+    house.another_worker()
     house.feed.recover()
     house.settle()
     house.append("other text " * size)  # shorter than what was lost, or longer
@@ -685,14 +650,15 @@ def test_rendered_batches_are_bounded() -> None:
 # --- in any order
 
 
-class FeedMachine(RuleBasedStateMachine):
+class FeedMachine(ResponseMachine):
     """Everything that can happen to the viewers of one response, in any order."""
+
+    house: House
 
     @initialize(before=st.integers(0, 10))
     def begin(self, before: int) -> None:
         """A response that may have begun."""
-        self.house = House(kept_bytes=2000)
-        self.done = False
+        self.stage = self.house = House(kept_bytes=2000)
         for number in range(before):
             self.house.append(f"{number} ", ring=False)
 
@@ -723,47 +689,11 @@ class FeedMachine(RuleBasedStateMachine):
         self.house.leave(self.house.viewers[which % len(self.house.viewers)])
 
     @precondition(lambda self: not self.done)
-    @rule(
-        sizes=st.lists(st.integers(0, 400), min_size=1, max_size=5), notice=st.booleans(), ring=st.booleans()
-    )
-    def append(self, sizes: list[int], notice: bool, ring: bool) -> None:
-        """The worker appends; its ring may be lost."""
-        records = [content("é" * (size // 2) + "." * (size % 2)) for size in sizes]
-        if notice:
-            records.insert(len(records) // 2, event(Channel.NOTICE, {"kind": "live"}))
-        self.house.append_records(*records, ring=ring)
-
-    @precondition(lambda self: not self.done)
     @rule()
     def append_a_lot(self) -> None:
         """More than is kept."""
         for _ in range(3):
             self.house.append_records(*[content("x" * 300)] * 3)
-
-    @precondition(lambda self: not self.done)
-    @rule()
-    def another_worker(self) -> None:
-        """A new epoch begins at the head."""
-        self.house.server.starts.append(len(self.house.server.journal))
-        self.house.server.epoch += 1
-
-    @precondition(lambda self: not self.done)
-    @rule()
-    def finish(self) -> None:
-        """The response ends."""
-        self.done = True
-        self.house.server.status = b"completed"
-        self.house.append_records(event(Channel.DONE, {"finish_reason": "stop"}))
-
-    @rule(count=st.integers(1, 4))
-    def execute(self, count: int) -> None:
-        """The server comes to the next commands."""
-        self.house.wire.execute(count)
-
-    @rule(count=st.integers(1, 4))
-    def deliver(self, count: int) -> None:
-        """What the server said arrives."""
-        self.house.wire.deliver(count)
 
     @rule()
     def flow(self) -> None:
@@ -779,31 +709,6 @@ class FeedMachine(RuleBasedStateMachine):
         if viewer.consumer.outlet.credit.explicit and share > 0.5:
             viewer.consumer.acknowledge(viewer.has)
         self.house.loop.run()
-
-    @rule(seconds=st.sampled_from([0.001, 0.05, 0.2]))
-    def wait(self, seconds: float) -> None:
-        """Time passes."""
-        self.house.loop.advance(seconds)
-
-    @rule()
-    def turn(self) -> None:
-        """The node's tenth of a second."""
-        self.house.turn()
-
-    @rule()
-    def sweep(self) -> None:
-        """The node's second."""
-        self.house.sweep()
-
-    @rule(count=st.integers(1, 4))
-    def trim(self, count: int) -> None:
-        """The cap of the log bites; the newest entry is never trimmed."""
-        del self.house.server.log[: min(count, len(self.house.server.log) - 1)]
-
-    @rule()
-    def lose_rings(self) -> None:
-        """Rings on their way are lost."""
-        self.house.wire.lose_pushes()
 
     @rule()
     def break_the_connection(self) -> None:
@@ -824,12 +729,7 @@ class FeedMachine(RuleBasedStateMachine):
         recent = self.house.feed.recent
         assert recent.end - recent.start <= recent.kept_bytes
         for viewer in self.house.viewers:
-            ledger, credit = viewer.consumer.ledger, viewer.consumer.outlet.credit
-            placed = decode(self.house.server.journal)[0]
-            limit = ledger.confirmed + credit.size
-            over = [item for item in placed if limit < item.end <= ledger.sent]
-            over = [item for item in over if item.record.channel is not Channel.DONE]
-            assert len(over) <= 1
+            self.assert_within_credit(viewer.consumer)
 
     @invariant()
     def never_ahead_of_the_client(self) -> None:

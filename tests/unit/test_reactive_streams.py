@@ -15,23 +15,18 @@ one may go past it, for a client that has less than that to confirm would wait a
 import asyncio
 import gc
 import weakref
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from api.ending import Ending
-from api.metrics import Metrics
 from api.node import Node
 from relay.errors import Unavailable
-from relay.events import HEADER_MAX, Channel, content, encode, event
-from relay.journal import Journal
+from relay.events import HEADER_MAX, Channel, content, event
 from relay.position import START
-from relay.settings import Settings
-from relay.topology import Topology
-from tests.support.consumer import ID, FakeServer, FakeSocket, FakeWire, Rig
+from tests.support.consumer import Rig, Served
 
 WINDOW = 1000
 RECORD = 100  # bytes of text in one entry
@@ -355,77 +350,50 @@ def test_3_17_demand_without_a_bound_is_a_bound_that_is_never_reached() -> None:
 # --- 1.10, 1.11 and 3.13: more than one subscriber, and none
 
 
-def a_node(wire: FakeWire) -> Node:
-    """A real node whose responses are on a fake server."""
-    topology = SimpleNamespace(
-        on_change=lambda callback: wire.on_reconnect(lambda: callback(lambda _key: True)),
-        server_time=lambda: 0.0,
-    )
-    return Node(Settings(), cast("Topology", topology), Metrics())
-
-
-async def served(node: Node, wire: FakeWire, name: str) -> tuple[Any, FakeSocket]:
-    """A consumer of the node, begun."""
-    sock = FakeSocket()
-    journal = Journal(wire.as_wire(), ID)
-    consumer, attached = await node.attach(
-        journal, sock.as_client(), name=name, position=START, window=WINDOW
-    )
-    consumer.begin(attached)
-    return consumer, sock
-
-
 async def test_1_11_many_subscribers_are_served_each_by_its_own_demand() -> None:
     """Of three readers of one response the one that acks gets all; the others what they asked for."""
-    server = FakeServer()
-    wire = FakeWire(server, asyncio.get_running_loop())
-    node = a_node(wire)
-    readers = [await served(node, wire, f"c{index}") for index in range(3)]
+    served = Served()
+    readers = [await served.attach(f"c{index}", START, WINDOW) for index in range(3)]
     for _ in range(60):
-        server.append(encode(content("x" * RECORD)))
-        wire.push(b"%d" % len(server.journal))
+        served.append("x" * RECORD)
     for _ in range(200):
-        wire.execute()
-        wire.deliver()
+        served.wire.execute()
+        served.wire.deliver()
         await asyncio.sleep(0)
         quick, _ = readers[0]
         quick.acknowledge(quick.ledger.sent)
-    assert readers[0][0].ledger.sent == len(server.journal)
+    assert readers[0][0].ledger.sent == len(served.server.journal)
     for consumer, _ in readers[1:]:
         assert WINDOW - LARGEST <= consumer.ledger.sent <= WINDOW + LARGEST
     for consumer, _ in readers:
-        node.detach(consumer)
+        served.node.detach(consumer)
 
 
 async def test_3_13_after_a_cancel_no_reference_to_the_subscriber_is_kept() -> None:
     """Detached, with a reply still under way: once that has come, neither consumer nor socket is held."""
-    server = FakeServer()
-    wire = FakeWire(server, asyncio.get_running_loop())
-    node = a_node(wire)
-    consumer, socket = await served(node, wire, "c")
-    server.append(encode(content("x" * RECORD)))
-    wire.push(b"%d" % len(server.journal))
-    wire.deliver()
+    served = Served()
+    consumer, socket = await served.attach("c", START, WINDOW)
+    served.append("x" * RECORD)
+    served.wire.deliver()
     references = [weakref.ref(consumer), weakref.ref(socket)]
-    node.detach(consumer)
+    served.node.detach(consumer)
     del consumer, socket
-    wire.execute()
-    wire.deliver()
-    wire.reads.clear()
+    served.wire.execute()
+    served.wire.deliver()
+    served.wire.reads.clear()
     for _ in range(3):
         await asyncio.sleep(0)
     gc.collect()
     assert [reference() for reference in references] == [None, None]
-    assert node.consumers == []
-    assert wire.listeners == {}
+    assert served.node.consumers == []
+    assert served.wire.listeners == {}
 
 
 async def test_1_4_a_subscription_that_cannot_be_made_leaves_nothing() -> None:
     """Redis is away at the attach: the caller is told, and nobody is subscribed."""
-    wire = FakeWire(FakeServer(), asyncio.get_running_loop())
-    node = a_node(wire)
-    wire.break_connection()
+    served = Served()
+    served.wire.break_connection()
     with pytest.raises(Unavailable):
-        await served(node, wire, "c")
-    assert node.consumers == []
-    assert wire.listeners == {}
+        await served.attach("c", START, WINDOW)
+    assert served.node.consumers == []
+    assert served.wire.listeners == {}

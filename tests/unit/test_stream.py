@@ -3,32 +3,29 @@
 import asyncio
 import json
 import random
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import initialize, invariant, rule
 
 from api import sse
 from api.ending import Ending
-from api.metrics import Metrics
 from api.node import Node
 from api.response import EventStream
 from api.stream import Consumer
 from relay import scripts
 from relay.errors import OutOfMemory, Overloaded, Refused, StreamLost, Unavailable
-from relay.events import TERMINAL, Channel, content, decode, encode, event
+from relay.events import Channel, content, decode, encode, event
 from relay.journal import Journal
 from relay.keys import keys_of
 from relay.link import Argument
 from relay.position import Position
 from relay.scripts import Attached
-from relay.settings import Settings
-from relay.topology import Topology
 from relay.wire import Wire, open_wire
-from tests.support.consumer import ID, LAST_SEQUENCE, FakeServer, FakeSocket, FakeWire, Rig, offset_of
+from tests.support.consumer import ID, LAST_SEQUENCE, FakeServer, FakeSocket, FakeWire, Rig, Served, offset_of
+from tests.support.response_machine import ResponseMachine
 
 
 def live_rig(**options: Any) -> Rig:
@@ -96,8 +93,7 @@ def test_a_rewind_is_told_before_the_text() -> None:
     """A position in text that a failover lost: the client is told where to go back to, then gets the text."""
     rig = Rig()
     rig.append("kept")
-    rig.server.starts.append(len(rig.server.journal))
-    rig.server.epoch = 2
+    rig.another_worker()
     kept = len(rig.server.journal)
     rig.append("new")
     rig.begin(Position(kept + 50, 1))
@@ -229,13 +225,11 @@ def test_text_that_a_failover_lost_is_waited_for(live: bool) -> None:
 def test_ids_follow_the_epoch() -> None:
     """Text of a new worker has the new epoch in its ids, read from the log or from the journal."""
     rig = live_rig()
-    rig.server.epoch = 2
-    rig.server.starts.append(len(rig.server.journal))
+    rig.another_worker()
     rig.append("a")
     rig.settle()
     rig.consumer.live = False
-    rig.server.epoch = 3
-    rig.server.starts.append(len(rig.server.journal))
+    rig.another_worker()
     rig.append("b", ring=False)
     rig.sweep()
     rig.settle()
@@ -256,8 +250,7 @@ def test_text_that_another_worker_overruled_is_not_gone_on_from(live: bool, size
     rig.server.groups[b"c"].last = kept[-1][0]
     rig.server.groups[b"c"].pending.clear()
     rig.consumer.live = live
-    rig.server.epoch = 2
-    rig.server.starts.append(len(rig.server.journal))
+    rig.another_worker()
     rig.append("other text " * size)  # shorter than what was lost, or longer
     rig.settle()
     rig.consumer.sweep()
@@ -628,48 +621,6 @@ class Leaver:
     def sweep(self) -> None:
         """It is lost."""
         self.here.remove(self)
-
-
-class Served:
-    """A node with its consumers, between a fake server and fake clients; on the test's own loop."""
-
-    def __init__(self, **settings: Any) -> None:
-        self.server = FakeServer()
-        self.wire = FakeWire(self.server, asyncio.get_running_loop())
-        self.metrics = Metrics()
-        topology = SimpleNamespace(
-            on_change=lambda callback: self.wire.on_reconnect(lambda: callback(lambda _key: True)),
-            server_time=lambda: 0.0,
-        )
-        self.node = Node(Settings(**settings), cast("Topology", topology), self.metrics)
-        self.journal = Journal(self.wire.as_wire(), ID)
-
-    async def attach(
-        self, name: str | None = None, position: Position | None = None, window: int | None = None
-    ) -> tuple[Consumer, FakeSocket]:
-        """A new connection, begun."""
-        socket = FakeSocket()
-        consumer, attached = await self.node.attach(
-            self.journal, socket.as_client(), name=name, position=position, window=window
-        )
-        consumer.begin(attached)
-        return consumer, socket
-
-    async def settle(self, *sockets: FakeSocket) -> None:
-        """Everything arrives, and these clients take what they are sent."""
-        for _ in range(20):
-            for socket in sockets:
-                socket.take()
-            self.wire.execute()
-            self.wire.deliver()
-            await asyncio.sleep(0)
-            for consumer in self.node.consumers:
-                consumer.sweep()
-
-    def append(self, text: str) -> None:
-        """An entry, and its ring."""
-        self.server.append(encode(content(text)))
-        self.wire.push(b"%d" % len(self.server.journal))
 
 
 async def test_a_newer_connection_takes_a_name_over() -> None:
@@ -1094,7 +1045,7 @@ def _plain(reply: Any) -> Any:
 # --- in any order
 
 
-class ConsumerMachine(RuleBasedStateMachine):
+class ConsumerMachine(ResponseMachine):
     """Everything that can happen to a consumer, in any order."""
 
     rig: Rig
@@ -1107,11 +1058,9 @@ class ConsumerMachine(RuleBasedStateMachine):
     )
     def attach(self, size: int, entries: int, explicit: bool, before: int) -> None:
         """A consumer joins a response that may have begun, and something is appended before it starts."""
-        self.rig = rig = Rig(size=size, entries=entries, explicit=explicit)
+        self.stage = self.rig = rig = Rig(size=size, entries=entries, explicit=explicit)
         self.acked = 0
-        self.done = self.broken = False
         self.was_confirmed = 0
-        self.trimmed = False
         for number in range(before):
             rig.append(f"{number} ", ring=False)
         attached = rig.attach()
@@ -1119,43 +1068,6 @@ class ConsumerMachine(RuleBasedStateMachine):
         rig.wire.execute()
         rig.wire.deliver()
         rig.consumer.begin(attached)
-
-    @precondition(lambda self: not self.done)
-    @rule(
-        sizes=st.lists(st.integers(0, 400), min_size=1, max_size=5), notice=st.booleans(), ring=st.booleans()
-    )
-    def append(self, sizes: list[int], notice: bool, ring: bool) -> None:
-        """The worker appends an entry; its ring may be lost."""
-        records = [content("é" * (size // 2) + "." * (size % 2)) for size in sizes]
-        if notice:
-            records.insert(len(records) // 2, event(Channel.NOTICE, {"kind": "live"}))
-        self.rig.append_records(*records, ring=ring and not self.broken)
-
-    @precondition(lambda self: not self.done)
-    @rule()
-    def another_worker(self) -> None:
-        """A new epoch begins at the head."""
-        self.rig.server.starts.append(len(self.rig.server.journal))
-        self.rig.server.epoch += 1
-
-    @precondition(lambda self: not self.done)
-    @rule()
-    def finish(self) -> None:
-        """The response ends."""
-        self.done = True
-        self.rig.finish()
-        if self.broken:
-            self.rig.wire.coming.clear()
-
-    @rule(count=st.integers(1, 3))
-    def execute(self, count: int) -> None:
-        """The server comes to the next commands."""
-        self.rig.wire.execute(count)
-
-    @rule(count=st.integers(1, 3))
-    def deliver(self, count: int) -> None:
-        """What the server said arrives."""
-        self.rig.wire.deliver(count)
 
     @rule(share=st.floats(0, 1))
     def take(self, share: float) -> None:
@@ -1165,38 +1077,12 @@ class ConsumerMachine(RuleBasedStateMachine):
     @rule(which=st.integers(0, 1000))
     def acknowledge(self, which: int) -> None:
         """The client's ack of something that it has, or of an earlier thing once more."""
-        have = [offset for offset in self.rig.ids if offset <= self.rig.taken_offset]
+        have = [offset for offset in self.rig.ids if offset <= self.rig.socket.taken_offset]
         if have:
             offset = have[which % len(have)]
             self.acked = max(self.acked, offset)
             self.rig.consumer.acknowledge(offset)
             self.rig.loop.run()
-
-    @rule(seconds=st.sampled_from([0.001, 0.05, 0.2]))
-    def wait(self, seconds: float) -> None:
-        """Time passes."""
-        self.rig.loop.advance(seconds)
-
-    @rule()
-    def turn(self) -> None:
-        """The node's tenth of a second."""
-        self.rig.turn()
-
-    @rule()
-    def sweep(self) -> None:
-        """The node's second."""
-        self.rig.sweep()
-
-    @rule(count=st.integers(1, 4))
-    def trim(self, count: int) -> None:
-        """The cap of the log bites; the newest entry is never trimmed."""
-        self.trimmed = True
-        self.rig.trim(min(count, len(self.rig.server.log) - 1))
-
-    @rule()
-    def lose_rings(self) -> None:
-        """Rings on their way are lost."""
-        self.rig.wire.lose_pushes()
 
     @invariant()
     def at_most_one_read(self) -> None:
@@ -1215,27 +1101,15 @@ class ConsumerMachine(RuleBasedStateMachine):
 
     @invariant()
     def within_the_credit(self) -> None:
-        """What is unconfirmed fits the credit, but for one record and the end.
-
-        That one went with nothing out, or with less than half where acks are explicit.
-        """
-        ledger, credit = self.rig.consumer.ledger, self.rig.consumer.outlet.credit
-        assert len(self.rig.server.groups[b"c"].pending) <= credit.entries
-        over = [
-            item
-            for item in self.rig.placed
-            if ledger.confirmed + credit.size < item.end <= ledger.sent
-            and item.record.channel not in TERMINAL
-        ]
-        assert len(over) <= 1
-        before = [item.end - len(encode(item.record)) - ledger.confirmed for item in over]
-        assert all(out <= 0 or (credit.explicit and out * 2 < credit.size) for out in before)
+        """What is unconfirmed fits the credit, in bytes and in entries."""
+        assert len(self.rig.server.groups[b"c"].pending) <= self.rig.consumer.outlet.credit.entries
+        self.assert_within_credit(self.rig.consumer)
 
     @invariant()
     def never_ahead_of_the_client(self) -> None:
         """Neither the ledger nor Redis takes for confirmed what the client does not have."""
         confirmed = self.rig.consumer.ledger.confirmed
-        has = self.acked if self.rig.consumer.outlet.credit.explicit else self.rig.taken_offset
+        has = self.acked if self.rig.consumer.outlet.credit.explicit else self.rig.socket.taken_offset
         assert self.was_confirmed <= confirmed <= has
         if not self.rig.wire.reads_in_flight and not self.rig.wire.sent:
             assert self.rig.server.position(b"c") <= has
