@@ -124,6 +124,8 @@ async def _play(plan: Plan, *, llm: bool) -> int:
             await _show(scene)
             watching.cancel()
     print("\n".join(["", *summary(scene)]))
+    if scene.is_exact and sys.stdout.isatty():
+        print(f"Next: {sys.argv[0]} up, and its address in a browser.")
     return 0 if scene.is_exact else 1
 
 

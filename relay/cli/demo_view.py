@@ -131,7 +131,7 @@ def summary(scene: Scene) -> list[str]:
         heading,
         *rows,
         "",
-        "Both readers have exactly the text that was made. Next: `relay up`, and its address in a browser."
+        "Both readers have exactly the text that was made."
         if scene.is_exact
         else "A reader does not have the text that was made.",
     ]
