@@ -203,7 +203,7 @@ class Chaos:
             await asyncio.sleep(0.1)
 
     async def _watch_primaries(self) -> None:
-        """A failover loses writes, also when no fault meant it: a pause was too long, this machine too slow."""
+        """A failover loses writes, also when no fault meant it: a pause too long, a machine too slow."""
         while self.stage.redis.shape != "single":
             await self.observer.promoted()
             if not self._is_losing:
