@@ -19,6 +19,7 @@ from relay.jobs import Jobs
 from relay.journal import HEALTH, LIVE_MS, ConsumerState, Journal, Snapshot
 from relay.lifecycle import TERMINAL, FinishReason, Status
 from relay.models import Registry
+from relay.position import Position, valid_offset
 from relay.requests import StreamRequest
 from relay.settings import Settings
 from relay.topology import Topology
@@ -147,9 +148,9 @@ class Responses:
     @staticmethod
     async def consumers(journal: Journal, snapshot: Snapshot) -> list[dict[str, Any]]:
         """The JSON of a response's consumers: position, lag in bytes and entries, state."""
-        found = await journal.consumers()
-        entries = [await journal.entries_after(consumer.position) for consumer in found]
-        return [_consumer(*pair, snapshot) for pair in zip(found, entries, strict=True)]
+        found = [(state, _position(state, snapshot)) for state in await journal.consumers()]
+        entries = [await journal.entries_after(position) for _, position in found]
+        return [_consumer(*one, count, snapshot) for one, count in zip(found, entries, strict=True)]
 
     @staticmethod
     def describe(response_id: str, snapshot: Snapshot, consumers: list[dict[str, Any]]) -> dict[str, Any]:
@@ -224,14 +225,24 @@ def _created(ticket: dict[str, str], snapshot: Snapshot) -> Created:
     return Created(ticket["id"], ticket["token"], snapshot.status, meta["model"], float(meta["created_at"]))
 
 
-def _consumer(consumer: ConsumerState, lag_entries: int, snapshot: Snapshot) -> dict[str, Any]:
+def _position(consumer: ConsumerState, snapshot: Snapshot) -> int:
+    """Where its client goes on when it comes back by name.
+
+    An explicit ack may lie within an entry, of which Redis's group knows no part, or have come when the
+    connection was over.
+    """
+    acked = Position.parse(snapshot.meta.get(scripts.ACKED + consumer.id, "0-0"))
+    return max(consumer.position, min(snapshot.head, valid_offset(acked, snapshot.starts)))
+
+
+def _consumer(consumer: ConsumerState, position: int, lag_entries: int, snapshot: Snapshot) -> dict[str, Any]:
     health, _, cause = snapshot.meta.get(HEALTH + consumer.id, Health.LIVE).partition(" ")
     if consumer.idle_ms is None or consumer.idle_ms > LIVE_MS:
         health, cause = Health.DETACHED, ""
     return {
         "id": consumer.id,
-        "position": consumer.position,
-        "lag_bytes": max(0, snapshot.head - consumer.position),
+        "position": position,
+        "lag_bytes": max(0, snapshot.head - position),
         "lag_entries": lag_entries,
         "idle_ms": consumer.idle_ms,
         "state": health,

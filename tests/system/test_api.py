@@ -469,6 +469,26 @@ def test_a_window_bounds_what_is_unconfirmed(house: House) -> None:
     assert reader.exact() == ""
 
 
+@pytest.mark.parametrize("window", [256, 1000, 4096])
+def test_an_ack_is_seen_in_the_status_also_within_an_entry(house: House, window: int) -> None:
+    """What a fast source makes is one entry, of which a small window lets out a part; and after the end."""
+    made = house.api.create(tokens=1500, rate=0, background=True)
+    house.api.wait_status(made["id"], "completed")
+    path = f"/v1/streams/{made['id']}/consumers/me/ack"
+    with Reader(house.api.port, f"{made['events_url']}?consumer=me&window={window}") as reader:
+        for _ in range(5):
+            if reader.terminal is None:
+                reader.past(reader.position)
+            assert house.other.call("POST", path, {"position": reader.position}).status == 204
+            wait_until(
+                lambda: consumer(house.other, made["id"], "me")["position"] >= reader.position,
+                "the ack is seen",
+                2,
+            )
+        told = consumer(house.other, made["id"], "me")
+        assert told["lag_bytes"] == house.other.status(made["id"])["position"] - told["position"]
+
+
 def test_an_ack_may_be_an_id_and_may_be_repeated(house: House) -> None:
     """An ack takes an offset or an event's id; repeated and older ones are taken and move nothing back."""
     made = house.api.create(tokens=100, rate=500)
