@@ -8,13 +8,6 @@
 Everything is synchronous and bounded; what takes longer raises AssertionError with the ends of the logs.
 Processes run in an empty folder (no `.env`), without the `RELAY_*` variables of whoever runs the tests,
 and are signalled by their own pid alone. Settings are keyword arguments: `Api(url, keepalive_s=1)`.
-
-For processes that outlive a test (fixtures of a module), show their logs when a test fails:
-
-    @pytest.fixture(autouse=True)
-    def _logs(request: pytest.FixtureRequest) -> Iterator[None]:
-        with logs_if_failed(request):
-            yield
 """
 
 import contextlib
@@ -400,6 +393,18 @@ class Reader:
             for event in self.events
             if event.name == "delta" and event.data["channel"] == "content"
         )
+
+    @property
+    def taken_back(self) -> str:
+        """The text without what came after a position to which it was sent back: `text` has that too."""
+        had: list[tuple[int, str]] = []
+        for event in self.events:
+            if event.name == "rewind":
+                position = int(str(event.data["position"]).partition("-")[0])
+                had = [one for one in had if one[0] <= position]
+            elif event.name == "delta" and event.id:
+                had.append((int(event.id.partition("-")[0]), event.data["text"]))
+        return "".join(text for _, text in had)
 
     @property
     def ids(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""The stage that system tests play on, and the real model that some have behind it."""
+"""The stage that system tests play on, what its processes said, and the real model behind some of them."""
 
 import subprocess
 import sys
@@ -15,6 +15,13 @@ from tests.support.servers import may_skip
 from tests.support.stage import Stage, stage
 from tests.support.system import logs_if_failed
 from tests.support.wait import wait_until
+
+
+@pytest.fixture(autouse=True)
+def _logs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What the processes of a module's fixtures said, when a test has failed."""
+    with logs_if_failed(request):
+        yield
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 from relay.embedded import EmbeddedServer
 from relay.keys import PRESSURE
 from tests.support.servers import admin
-from tests.support.system import Answer, Api, Process, Reader, Worker, logs_if_failed, metric
+from tests.support.system import Answer, Api, Process, Reader, Worker, metric
 from tests.support.wait import wait_until
 
 BUDGET = 64 * 1024 * 1024
@@ -34,12 +34,6 @@ class House(NamedTuple):
     redis: EmbeddedServer
     api: Api
     other: Api
-
-
-@pytest.fixture(autouse=True)
-def _logs(request: pytest.FixtureRequest) -> Iterator[None]:
-    with logs_if_failed(request):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from relay.events import Channel, Record, decode, encode
 from relay.keys import keys_of
 from tests.support.prometheus import Prometheus
 from tests.support.servers import admin
-from tests.support.system import Api, Reader, Worker, call, logs_if_failed, metric
+from tests.support.system import Api, Reader, Worker, call, metric
 from tests.support.wait import wait_until
 
 pytestmark = pytest.mark.timeout(120)
@@ -79,12 +79,6 @@ class Scene:
     def wait_for(self, *names: str) -> None:
         """Wait until all of these fire."""
         wait_until(lambda: set(names) <= self.prometheus.firing, f"{names} fire", FIRES_WITHIN_S)
-
-
-@pytest.fixture(autouse=True)
-def _logs(request: pytest.FixtureRequest) -> Iterator[None]:
-    with logs_if_failed(request):
-        yield
 
 
 @pytest.fixture(scope="module")

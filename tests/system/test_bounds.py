@@ -11,7 +11,7 @@ from relay.bench.flood import TOKENS, WORD_BYTES, Upstream, flooding
 from relay.bench.inflight import FIRST_BYTES, Stack, Watched, watch
 from relay.bench.system import System
 from relay.embedded import EmbeddedServer
-from tests.support.system import Api, Worker, logs_if_failed
+from tests.support.system import Api, Worker
 
 pytestmark = [
     pytest.mark.timeout(120),
@@ -22,13 +22,6 @@ pytestmark = [
 GROWTH_KIB = 8192
 WATCHED_S = 5.0
 ALL_BYTES = TOKENS * WORD_BYTES
-
-
-@pytest.fixture(autouse=True)
-def _logs(request: pytest.FixtureRequest) -> Iterator[None]:
-    """What the processes said, when a test has failed."""
-    with logs_if_failed(request):
-        yield
 
 
 @pytest.fixture(scope="module")

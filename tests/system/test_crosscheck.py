@@ -12,7 +12,7 @@ from redis import Redis
 from relay.embedded import EmbeddedServer
 from relay.keys import keys_of
 from tests.support.servers import admin
-from tests.support.system import Api, Reader, Worker, logs_if_failed, metric
+from tests.support.system import Api, Reader, Worker, metric
 from tests.support.wait import wait_until
 
 WITHIN_S = 15
@@ -49,12 +49,6 @@ class Scene(NamedTuple):
         """What was logged of it."""
         lines = [json.loads(line) for line in self.api.stderr.splitlines()]
         return [line for line in lines if line["event"] == "positions_disagree"]
-
-
-@pytest.fixture(autouse=True)
-def _logs(request: pytest.FixtureRequest) -> Iterator[None]:
-    with logs_if_failed(request):
-        yield
 
 
 @pytest.fixture

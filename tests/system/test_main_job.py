@@ -5,7 +5,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from tests.support.stage import (
     stage,
     text_of,
 )
-from tests.support.system import call, logs_if_failed, metric
+from tests.support.system import call, metric
 from tests.support.wait import wait_until
 
 pytestmark = pytest.mark.timeout(120)
@@ -33,13 +33,6 @@ WINDOW_BYTES, CREDIT_BYTES = 8192, 16_384
 # write buffer at the node. Small, because the reader asks for small buffers and segments are not loopback's.
 SOCKETS_BYTES = 64 * 1024
 GROWTH_KIB = 4096
-
-
-@pytest.fixture(autouse=True)
-def _logs(request: pytest.FixtureRequest) -> Iterator[None]:
-    """What the processes said, when a test has failed."""
-    with logs_if_failed(request):
-        yield
 
 
 # --- many at once

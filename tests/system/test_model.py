@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from relay.embedded import EmbeddedServer
-from tests.support.system import Api, Reader, Worker, call, logs_if_failed, metric
+from tests.support.system import Api, Reader, Worker, call, metric
 from tests.support.wait import wait_until
 
 pytestmark = [pytest.mark.llm, pytest.mark.timeout(120)]
@@ -36,13 +36,6 @@ def worker(redis: EmbeddedServer, model: str) -> Iterator[Worker]:
     """A worker that does the same."""
     with Worker(redis.url, upstream_base_url=model, lease_s=2, lease_renew_s=0.5) as worker:
         yield worker
-
-
-@pytest.fixture(autouse=True)
-def _logs(request: pytest.FixtureRequest) -> Iterator[None]:
-    """What the processes said, when a test has failed."""
-    with logs_if_failed(request):
-        yield
 
 
 def create(api: Api, **more: object) -> str:

@@ -14,7 +14,7 @@ from openai import OpenAI
 from relay import simulation
 from relay.embedded import EmbeddedServer
 from tests.support.stage import served
-from tests.support.system import Api, Reader, Worker, logs_if_failed
+from tests.support.system import Api, Reader, Worker
 from tests.support.upstream import Call, Script, Upstream, answer, chunk, paced, refuse, silence, sse
 from tests.support.wait import wait_until
 
@@ -50,12 +50,6 @@ class House(NamedTuple):
         """What the upstream does with the requests from here on."""
         self.upstream.calls.clear()
         self.upstream.scripts = scripts
-
-
-@pytest.fixture(autouse=True)
-def _logs(request: pytest.FixtureRequest) -> Iterator[None]:
-    with logs_if_failed(request):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 from relay import simulation
 from relay.embedded import EmbeddedServer
 from tests.support.browser import Tab, chromium
-from tests.support.system import Api, Worker, logs_if_failed
+from tests.support.system import Api, Worker
 from tests.support.wait import wait_until
 
 README = Path(__file__).parents[2] / "README.md"
@@ -30,12 +30,6 @@ def api() -> Iterator[Api]:
     """A deployment of one node and one worker."""
     with EmbeddedServer() as redis, Api(redis.url) as node, Worker(redis.url):
         yield node
-
-
-@pytest.fixture(autouse=True)
-def _logs(request: pytest.FixtureRequest) -> Iterator[None]:
-    with logs_if_failed(request):
-        yield
 
 
 def run(*command: str) -> str:

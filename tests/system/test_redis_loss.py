@@ -14,19 +14,13 @@ from redis import Redis
 from relay import simulation
 from relay.keys import keys_of
 from tests.support.resharding import Move
-from tests.support.system import Api, Reader, Worker, logs_if_failed, metric
+from tests.support.system import Api, Reader, Worker, metric
 from tests.support.topologies import Deployment, ManagedServer, deployed
 from tests.support.wait import wait_until
 
 TOKENS, RATE = 240, 80  # an answer of three seconds
 SAID_WITHIN_S = 5.0
 EXACT_WITHIN_S = 40.0
-
-
-@pytest.fixture(autouse=True)
-def _logs(request: pytest.FixtureRequest) -> Iterator[None]:
-    with logs_if_failed(request):
-        yield
 
 
 class House:
@@ -69,7 +63,7 @@ class House:
             reader.run(since_s + SAID_WITHIN_S + 1 - time.monotonic())
             assert reader.terminal is not None
             assert (reader.terminal.name, reader.terminal.data["code"]) == ("error", "stream_lost"), reader
-            assert self._whole(index).startswith(taken_back(reader))
+            assert self._whole(index).startswith(reader.taken_back)
         assert time.monotonic() - since_s < SAID_WITHIN_S
 
     def _whole(self, index: int) -> str:
@@ -89,18 +83,6 @@ def cut_off(primary: ManagedServer) -> None:
     with primary.admin() as client:
         client.execute_command("ACL", "SETUSER", "default", "-psync", "-sync")
         client.client_kill_filter(_type="replica")
-
-
-def taken_back(reader: Reader) -> str:
-    """What a reader has that drops, at each rewind, all that came after its position."""
-    had: list[tuple[int, str]] = []
-    for event in reader.events:
-        if event.name == "rewind":
-            position = int(str(event.data["position"]).partition("-")[0])
-            had = [one for one in had if one[0] <= position]
-        elif event.name == "delta" and event.id:
-            had.append((int(event.id.partition("-")[0]), event.data["text"]))
-    return "".join(text for _, text in had)
 
 
 def wait_appended(reader: Reader, count: int) -> None:
@@ -251,7 +233,7 @@ def test_a_failover_while_redis_is_only_silent(stack: ExitStack) -> None:
         reader.run(EXACT_WITHIN_S)
         assert reader.terminal is not None
         assert reader.terminal.name == "done"
-        assert taken_back(reader) == house._whole(index)
+        assert reader.taken_back == house._whole(index)
 
 
 # --- a slot that moves

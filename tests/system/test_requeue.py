@@ -7,7 +7,7 @@ import pytest
 from relay.embedded import EmbeddedServer
 from relay.keys import JOBS_INTERACTIVE
 from tests.support.servers import admin
-from tests.support.system import Api, Reader, Worker, logs_if_failed
+from tests.support.system import Api, Reader, Worker
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +22,6 @@ def api(redis: EmbeddedServer) -> Iterator[Api]:
     """One node; there is no worker until a test starts one."""
     with Api(redis.url) as node:
         yield node
-
-
-@pytest.fixture(autouse=True)
-def _logs(request: pytest.FixtureRequest) -> Iterator[None]:
-    with logs_if_failed(request):
-        yield
 
 
 def lose_jobs(redis: EmbeddedServer) -> None:

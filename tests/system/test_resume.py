@@ -202,18 +202,6 @@ def fail_over(client: Redis, replica: dict[str, Any]) -> None:
         client.client_kill_filter(_type=kind, skipme=True)
 
 
-def taken_back(reader: Reader) -> str:
-    """What a reader has at the end that drops, at each rewind, all that came after its position."""
-    had: list[tuple[int, str]] = []
-    for event in reader.events:
-        if event.name == "rewind":
-            position = int(str(event.data["position"]).partition("-")[0])
-            had = [one for one in had if one[0] <= position]
-        elif event.name == "delta" and event.id:
-            had.append((int(event.id.partition("-")[0]), event.data["text"]))
-    return "".join(text for _, text in had)
-
-
 def returned(scene: Stage, api: Api, made: dict[str, Any], after: str) -> Reader:
     """A reader that comes back, as often as it is told to come again; nothing else is an answer."""
 
@@ -259,12 +247,12 @@ def test_lost_text_is_taken_back_for_whoever_has_it(scene: Stage, tmp_path: Path
     assert text.endswith(" and so it ended.")
     for one in live:
         assert [int(event.data["position"].partition("-")[0]) for event in one.named("rewind")] == [end]
-        assert taken_back(one) == text
+        assert one.taken_back == text
         assert one.terminal is not None
         assert one.terminal.name == "done"
     assert back.events[0].name == "rewind"
     gone.events += back.events
-    assert taken_back(gone) == text
+    assert gone.taken_back == text
 
 
 async def test_the_client_goes_back_by_itself(scene: Stage, tmp_path: Path) -> None:

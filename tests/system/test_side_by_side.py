@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from relay.embedded import EmbeddedServer
-from tests.support.system import Answer, Api, Worker, call, logs_if_failed
+from tests.support.system import Answer, Api, Worker, call
 
 pytestmark = [pytest.mark.llm, pytest.mark.timeout(120)]
 
@@ -44,12 +44,6 @@ def ports(model: str) -> Iterator[tuple[int, int]]:
         Worker(redis.url, upstream_base_url=model),
     ):
         yield int(model.removesuffix("/v1").rpartition(":")[2]), api.port
-
-
-@pytest.fixture(autouse=True)
-def _logs(request: pytest.FixtureRequest) -> Iterator[None]:
-    with logs_if_failed(request):
-        yield
 
 
 def both(ports: tuple[int, int], **more: Any) -> tuple[Answer, Answer]:

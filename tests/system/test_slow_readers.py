@@ -29,7 +29,7 @@ from relay.embedded import EmbeddedServer
 from relay.sse import Event
 from tests.support.keys import assert_no_leaks
 from tests.support.servers import admin
-from tests.support.system import Api, Reader, Worker, logs_if_failed, metric
+from tests.support.system import Api, Reader, Worker, metric
 from tests.support.upstream import Call, Upstream, chunk, usage
 from tests.support.wait import wait_until, wait_until_async
 
@@ -49,12 +49,6 @@ ENDED = ("completed", "cancelled", "failed")
 END_WITHIN_S = 40.0
 LEFT_WITHIN_S = 10.0
 LOOK_EVERY_S = 0.1  # at twenty responses at once: not so often that it is a load
-
-
-@pytest.fixture(autouse=True)
-def _logs(request: pytest.FixtureRequest) -> Iterator[None]:
-    with logs_if_failed(request):
-        yield
 
 
 # --- the stage

@@ -2,21 +2,14 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from relay.embedded import EmbeddedServer
 from tests.support.servers import admin, out_of_memory
-from tests.support.system import Api, Reader, Worker, call, logs_if_failed, metric
+from tests.support.system import Api, Reader, Worker, call, metric
 from tests.support.wait import wait_until
-
-
-@pytest.fixture(autouse=True)
-def _logs(request: pytest.FixtureRequest) -> Iterator[None]:
-    with logs_if_failed(request):
-        yield
 
 
 def held(worker: Worker, reason: str) -> bool:
