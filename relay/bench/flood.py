@@ -8,17 +8,13 @@ bytes of each answer its kernel has taken: what of them is still in a socket, /p
 import asyncio
 import http.client
 import re
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, cast
 
 import orjson
-import uvloop
 
-from relay.errors import ServerUnfit
+from relay.bench.child import child, serve
 
 BODY_BYTES = 50 * 1024 * 1024
 WORD_BYTES = 8
@@ -90,15 +86,8 @@ class Upstream:
 @contextmanager
 def flooding() -> Iterator[Upstream]:
     """An upstream for as long as the block lasts. Raises ServerUnfit when it does not start."""
-    command = [sys.executable, "-m", "relay.bench.flood"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0) as process:
-        try:
-            line = process.stdout.readline() if process.stdout is not None else b""
-            if not line.startswith(b"ready "):
-                raise ServerUnfit("the benchmark's upstream did not start; its last words are above")
-            yield Upstream(int(line.split()[1]), process.pid)
-        finally:
-            process.kill()
+    with child("relay.bench.flood") as process:
+        yield Upstream(*process)
 
 
 class _Connection(asyncio.Protocol):
@@ -179,20 +168,11 @@ class _Connection(asyncio.Protocol):
             self._transport.write(data)
 
 
-async def _serve() -> None:
-    loop = asyncio.get_running_loop()
+async def _start() -> asyncio.Server:
     answers: list[_Connection] = []
-    server = await loop.create_server(lambda: _Connection(answers), "127.0.0.1", 0, backlog=1024)
-    sys.stdout.write(f"ready {server.sockets[0].getsockname()[1]}\n")
-    sys.stdout.flush()
-    # Whoever started it holds the other end of this pipe: its end is ours, however it came.
-    ended = asyncio.Event()
-    loop.add_reader(sys.stdin.fileno(), ended.set)
-    loop.add_signal_handler(signal.SIGTERM, ended.set)
-    await ended.wait()
-    server.close()
+    loop = asyncio.get_running_loop()
+    return await loop.create_server(lambda: _Connection(answers), "127.0.0.1", 0, backlog=1024)
 
 
 if __name__ == "__main__":
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve())
+    serve(_start())

@@ -7,17 +7,14 @@ were merged on the way.
 
 import asyncio
 import re
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import orjson
-import uvloop
 
-from relay.errors import ServerUnfit
+from relay.bench.child import child, serve
 
 STAMP_BYTES = 18  # "1700000000.123456 "
 _CHUNK = (
@@ -39,15 +36,8 @@ _TOKENS_MAX = 1_000_000
 @contextmanager
 def standing_in(rate: float) -> Iterator[str]:
     """Its base URL, for as long as the block lasts. Raises ServerUnfit when it does not start."""
-    command = [sys.executable, "-m", "relay.bench.stand_in", str(rate)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0) as process:
-        try:
-            line = process.stdout.readline() if process.stdout is not None else b""
-            if not line.startswith(b"ready "):
-                raise ServerUnfit("the benchmark's upstream did not start; its last words are above")
-            yield f"http://127.0.0.1:{int(line.split()[1])}/v1"
-        finally:
-            process.kill()
+    with child("relay.bench.stand_in", str(rate)) as process:
+        yield f"http://127.0.0.1:{process.port}/v1"
 
 
 async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, rate: float) -> None:
@@ -78,21 +68,11 @@ def _write(writer: asyncio.StreamWriter, data: bytes) -> None:
     writer.write(b"%x\r\n%b\r\n" % (len(data), data))
 
 
-async def _serve(rate: float) -> None:
-    server = await asyncio.start_server(
+async def _start(rate: float) -> asyncio.Server:
+    return await asyncio.start_server(
         lambda reader, writer: _answer(reader, writer, rate), "127.0.0.1", 0, backlog=1024
     )
-    sys.stdout.write(f"ready {server.sockets[0].getsockname()[1]}\n")
-    sys.stdout.flush()
-    # Whoever started it holds the other end of this pipe: its end is ours, however it came.
-    ended = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    loop.add_reader(sys.stdin.fileno(), ended.set)
-    loop.add_signal_handler(signal.SIGTERM, ended.set)
-    await ended.wait()
-    server.close()
 
 
 if __name__ == "__main__":
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(float(sys.argv[1])))
+    serve(_start(float(sys.argv[1])))
