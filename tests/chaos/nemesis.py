@@ -142,13 +142,16 @@ async def _redis_flush(scene: Scene) -> float:
 
 @fault("redis failover", "sentinel", "cluster")
 async def _redis_failover(scene: Scene) -> float:
+    redis = scene.stage.redis
+    await asyncio.to_thread(redis.wait_replicated)  # there is somebody to take over
     scene.lost()
     at = time.monotonic()
-    redis = scene.stage.redis
     server = await asyncio.to_thread(_a_primary, scene)
     await asyncio.to_thread(server.kill)
-    await asyncio.to_thread(redis.wait_writable)
-    await asyncio.to_thread(server.restart)
+    try:
+        await asyncio.to_thread(redis.wait_writable)
+    finally:
+        await asyncio.to_thread(server.restart)
     await asyncio.to_thread(redis.wait_replicated)
     return at
 
@@ -156,9 +159,10 @@ async def _redis_failover(scene: Scene) -> float:
 @fault("redis primary stopped past its failover", "sentinel", "cluster")
 async def _redis_zombie(scene: Scene) -> float:
     """It comes back and believes that it still leads, until the others tell it."""
+    redis = scene.stage.redis
+    await asyncio.to_thread(redis.wait_replicated)
     scene.lost()
     at = time.monotonic()
-    redis = scene.stage.redis
     server = await asyncio.to_thread(_a_primary, scene)
     replica = await asyncio.to_thread(redis.replica_of, server)
     server.pause()
