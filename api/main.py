@@ -43,8 +43,13 @@ def run(settings: Settings, *, host: str, port: int) -> int:
 
 
 async def _serve(settings: Settings, host: str, port: int) -> None:
+    registry = models.load(
+        settings.models_file,
+        upstream_base_url=settings.upstream_base_url,
+        upstream_api_key=settings.upstream_api_key.get_secret_value() if settings.upstream_api_key else None,
+    )
     async with open_topology(settings, name=f"relay-api-{secrets.token_hex(4)}") as topology:
-        state = await _state(settings, topology)
+        state = await _state(settings, topology, registry)
         listener = listen(host, port, settings)
         shown = f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{listener.getsockname()[1]}"
@@ -70,12 +75,7 @@ async def _serve(settings: Settings, host: str, port: int) -> None:
                 loop.cancel()
 
 
-async def _state(settings: Settings, topology: Topology) -> State:
-    registry = models.load(
-        settings.models_file,
-        upstream_base_url=settings.upstream_base_url,
-        upstream_api_key=settings.upstream_api_key.get_secret_value() if settings.upstream_api_key else None,
-    )
+async def _state(settings: Settings, topology: Topology, registry: models.Registry) -> State:
     metrics = Metrics()
     redis_metrics(metrics.counted, topology)
     loop_metrics(metrics.counted)

@@ -26,8 +26,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.events: Counter[str] = Counter()
-        self.bytes: Counter[str] = Counter()
+        self.events: Counter[str] = Counter(dict.fromkeys(sse.LABELS, 0))
+        self.bytes: Counter[str] = Counter(dict.fromkeys(sse.LABELS, 0))
         self.resumes: Counter[str] = Counter(log=0, journal=0, done=0)
         self.shed: Counter[str] = Counter(dict.fromkeys(SHED_REASONS, 0))
         self.degraded: Counter[str] = Counter(limited=0, fallback=0)

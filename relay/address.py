@@ -161,6 +161,10 @@ def parse(url: str) -> Address:
 
     Raises SettingsInvalid for a URL or a certificate that redis-py does not take.
     """
+    database = re.fullmatch(r"rediss?://[^/?]*(?:/([^?]*))?(?:\?.*)?", url, re.DOTALL)
+    if database is not None and not re.fullmatch(r"[0-9]*", database[1] or ""):
+        # redis-py would take database 0, or 12 for 1/2.
+        raise SettingsInvalid(f"RELAY_REDIS_URL: {database[1]!r} is not the number of a database")
     try:
         kwargs: dict[str, Any] = dict(redis_connection.parse_url(url))
         kind = kwargs.pop("connection_class", redis_connection.Connection)

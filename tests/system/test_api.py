@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from starlette.requests import Request
@@ -31,7 +31,8 @@ from relay.keys import JOBS_BACKGROUND, JOBS_INTERACTIVE
 from tests.support.fake_redis import Command, bulk, fake_redis, polite
 from tests.support.keys import assert_no_leaks
 from tests.support.servers import admin
-from tests.support.system import Answer, Api, Process, Reader, Worker, call, logs_if_failed, metric
+from tests.support.stage import House
+from tests.support.system import Answer, Api, Process, Reader, Worker, call, metric
 from tests.support.wait import wait_until
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self").exists(), reason="reads what Linux's kernel says")
@@ -41,20 +42,6 @@ EMPTY_SHA256 = hashlib.sha256().hexdigest()
 BODY_MAX = 800_000
 ALICE = {"Authorization": "Bearer alice-secret-1"}
 BOB = {"Authorization": "Bearer bob-secret-22"}
-
-
-class House(NamedTuple):
-    """A deployment: its Redis, and nodes that are equal."""
-
-    redis: EmbeddedServer
-    api: Api
-    other: Api
-
-
-@pytest.fixture(autouse=True)
-def _logs(request: pytest.FixtureRequest) -> Iterator[None]:
-    with logs_if_failed(request):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -1182,7 +1169,8 @@ def test_metrics(house: House) -> None:
         assert f'relay_consumers{{state="{state}"}}' in text
     for source in ("log", "journal", "done"):
         assert f'relay_resumes_total{{source="{source}"}}' in text
-    assert 'relay_events_sent_total{event="delta"}' in text
+    for event in ("start", "delta", "notice", "done", "error"):  # from the start: a rate sees the first
+        assert f'relay_events_sent_total{{event="{event}"}}' in text
     assert metric(house.api.port, "relay_events_sent_total") >= len(reader.events)
     assert metric(house.api.port, "relay_delivery_seconds_count") >= 1
     assert metric(house.api.port, "relay_gap_bytes_total") == 0
@@ -1315,6 +1303,14 @@ def test_no_redis_at_the_start() -> None:
     """Without Redis the process ends with one line that says where it looked."""
     port = free_port()
     assert f"127.0.0.1:{port}" in _refuses_to_start(redis_url=f"redis://127.0.0.1:{port}/0")
+
+
+def test_settings_are_judged_before_redis() -> None:
+    """A models file that is not there is told as such, with exit code 2, also where Redis is away."""
+    nowhere = f"redis://127.0.0.1:{free_port()}/0"
+    with Process("api", "--port", "0", redis_url=nowhere, models_file="/not/there.toml") as process:
+        assert process.wait(15) == 2, process.log
+        assert "RELAY_MODELS_FILE=/not/there.toml" in process.stderr
 
 
 def test_a_redis_that_evicts() -> None:

@@ -12,6 +12,20 @@ def test_one_server_has_no_seeds(url: str) -> None:
     assert parse_seeds(url) is None
 
 
+@pytest.mark.parametrize("path", ["main", "0x1", "-1", "1/2", " 1", "1.0"])
+@pytest.mark.parametrize("query", ["", "?socket_timeout=2"])
+def test_a_database_is_a_number(path: str, query: str) -> None:
+    """redis-py reads others as 0: the data would lie in a database that nobody named."""
+    with pytest.raises(SettingsInvalid, match=r"RELAY_REDIS_URL: .* is not the number of a database"):
+        parse(f"redis://me:s3c%2Fret@h:1/{path}{query}")
+
+
+@pytest.mark.parametrize("path", ["", "/", "/0", "/15"])
+def test_the_databases_of_one_server(path: str) -> None:
+    """None is the first."""
+    assert parse(f"redis://:pw@h:1{path}?socket_timeout=2").database == int(path.strip("/") or 0)
+
+
 def test_sentinels_and_what_they_name() -> None:
     """User, password, database and options are the primary's; sentinels have credentials of their own."""
     seeds = parse_seeds(

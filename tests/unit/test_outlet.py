@@ -201,7 +201,7 @@ def test_frames_are_counted() -> None:
     outlet = Outlet(socket.as_client(), Credit(1000, 64, explicit=False), metrics, 0, 1)
     outlet.write(placed(content("a"), content("b"), NOTICE))
     outlet.write(placed(DONE, base=outlet.ledger.sent))
-    assert metrics.events == {"delta": 1, "notice": 1, "done": 1}
+    assert metrics.events == {"delta": 1, "notice": 1, "done": 1, "start": 0, "error": 0}
     assert sum(metrics.bytes.values()) == len(socket.data)
 
 
