@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from relay.bench import run
 from relay.bench.load import Plan
+from relay.bench.report import step_line
 from relay.bench.run import Progress, drive
 from relay.bench.system import Shape, System, running
 from relay.errors import Unavailable
@@ -23,10 +24,9 @@ def capacity(logs: Shape, say: Callable[[str], None], progress: Progress) -> dic
     """How many responses of 50 tokens a second the machine carries, coarsely; see `relay bench capacity`."""
 
     def step(responses: int) -> dict[str, Any]:
-        say(f"capacity: {responses} responses")
         return run.measure(logs, replace(_STEP, responses=responses), progress)
 
-    return run.capacity(_STEPS, _LIMIT_MS, step, lambda _: None)
+    return run.capacity(_STEPS, _LIMIT_MS, step, lambda row: say(f"capacity: {step_line(row)}"))
 
 
 def no_harm(shape: Shape, responses: int, tokens: int, progress: Progress) -> dict[str, Any]:
