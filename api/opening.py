@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from starlette.requests import Request
 
 from api.auth import Caller
+from api.protocol import EXTENSION, ClientSocket
 from api.state import State, state_of
-from relay.errors import Expired, Forbidden, Malformed, NotFound, Unauthorized, Unavailable
+from relay.errors import Expired, Forbidden, InvalidValue, Malformed, NotFound, Unauthorized, Unavailable
 from relay.ids import has_expired
 from relay.journal import Journal, Snapshot
 from relay.lifecycle import TERMINAL
@@ -15,6 +16,17 @@ from relay.position import Position, valid_offset
 from relay.scripts import EPOCH_NONCES
 
 ID = re.compile(r"rs_[0-9a-f]{24}")
+CONSUMER = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def client_of(request: Request, consumer: str | None = None) -> ClientSocket:
+    """The connection to be streamed to, under a consumer's name. Raises Unavailable or InvalidValue."""
+    socket: ClientSocket | None = request.scope.get("extensions", {}).get(EXTENSION)
+    if socket is None:
+        raise Unavailable("this server cannot stream: run it by `relay api`")
+    if consumer is not None and not CONSUMER.fullmatch(consumer):
+        raise InvalidValue("consumer: 1 to 64 of A-Z a-z 0-9 . _ -", param="consumer")
+    return socket
 
 
 async def find(request: Request, response_id: str) -> tuple[Journal, Snapshot]:

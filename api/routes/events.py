@@ -12,11 +12,10 @@ from starlette.responses import JSONResponse
 from api.auth import Caller
 from api.lane import Board, read_id
 from api.many import STREAMS_MAX, Many, channel
-from api.opening import found, holds
-from api.protocol import EXTENSION
-from api.routes.streams import CONSUMER, WINDOW
+from api.opening import client_of, found, holds
+from api.routes.streams import WINDOW
 from api.state import State, state_of
-from relay.errors import InvalidValue, NotFound, RelayError, Unavailable
+from relay.errors import InvalidValue, NotFound, RelayError
 from relay.lifecycle import TERMINAL
 from relay.position import Position
 
@@ -64,11 +63,7 @@ async def events(  # noqa: PLR0917 FastAPI's parameters are by name
     204 when all are over and were read: an EventSource then stops.
     """
     state = state_of(request)
-    socket = request.scope.get("extensions", {}).get(EXTENSION)
-    if socket is None:
-        raise Unavailable("this server cannot stream: run it by `relay api`")
-    if consumer is not None and not CONSUMER.fullmatch(consumer):
-        raise InvalidValue("consumer: 1 to 64 of A-Z a-z 0-9 . _ -", param="consumer")
+    socket = client_of(request, consumer)
     callers = _callers(state, request)
     fixed, wanted = _wanted(streams, last_event_id or after, keep=keep)
     results = await _looked(state, callers, wanted)

@@ -11,9 +11,10 @@ from api.openai import errors, response_object, serve
 from api.openai.chat import ChatAnswer, ChatFrames
 from api.openai.requests import parse
 from api.openai.response_events import STEP, ResponseEvents, ResponseFrames
-from api.protocol import EXTENSION, ClientSocket
+from api.opening import client_of
+from api.protocol import ClientSocket
 from api.state import State, state_of
-from relay.errors import InvalidValue, NotFound, RelayError, Unavailable
+from relay.errors import InvalidValue, NotFound, RelayError
 from relay.events import Channel
 from relay.journal import Journal, Snapshot
 from relay.lifecycle import Status
@@ -173,11 +174,7 @@ async def _find(request: Request, response_id: str) -> tuple[Journal, Snapshot]:
 
 def _parts(request: Request) -> tuple[State, str, ClientSocket]:
     state = state_of(request)
-    owner = state.locks.owner(request)
-    socket = request.scope.get("extensions", {}).get(EXTENSION)
-    if socket is None:
-        raise Unavailable("this server cannot stream: run it by `relay api`")
-    return state, owner, socket
+    return state, state.locks.owner(request), client_of(request)
 
 
 def _model(name: str) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The native endpoints: /v1/streams."""
 
-import re
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
@@ -8,19 +7,17 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, StreamingResponse
 
-from api.opening import find, holds
-from api.protocol import EXTENSION
+from api.opening import client_of, find, holds
 from api.response import EventStream
 from api.state import state_of
 from relay import acks
-from relay.errors import InvalidValue, NotFound, Unavailable
+from relay.errors import InvalidValue, NotFound
 from relay.lifecycle import TERMINAL
 from relay.position import Position
 from relay.requests import StreamRequest
 
 router = APIRouter(prefix="/v1/streams", tags=["streams"])
 
-CONSUMER = re.compile(r"[A-Za-z0-9._-]{1,64}")
 WINDOW = (256, 1_048_576)
 KEY_MAX = 255
 
@@ -131,11 +128,7 @@ async def events(  # noqa: PLR0917 FastAPI's parameters are by name
     204 when the position is at or past the end of a response that has ended: an EventSource then stops.
     """
     state = state_of(request)
-    socket = request.scope.get("extensions", {}).get(EXTENSION)
-    if socket is None:
-        raise Unavailable("this server cannot stream: run it by `relay api`")
-    if consumer is not None and not CONSUMER.fullmatch(consumer):
-        raise InvalidValue("consumer: 1 to 64 of A-Z a-z 0-9 . _ -", param="consumer")
+    socket = client_of(request, consumer)
     journal, snapshot = await find(request, response_id)
     given = last_event_id or after
     position = Position.parse(given) if given else None

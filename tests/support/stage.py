@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from relay import simulation
 from relay.embedded import EmbeddedServer
@@ -23,6 +23,14 @@ LEASE_S = 2.0
 SHORT_LEASE = {"lease_s": LEASE_S, "lease_renew_s": 0.5}
 TAKE_OVER_S = LEASE_S + 3.0  # from the death of a worker to new text or an end
 UPSTREAM_WITHIN_S = 10.0
+
+
+class House(NamedTuple):
+    """A deployment that outlives a test: its Redis, and nodes that are equal."""
+
+    redis: EmbeddedServer
+    api: Api
+    other: Api
 
 
 class Stage:

@@ -7,13 +7,14 @@ long answer, and a queue behind it; `few` lets in few responses at once. What ru
 import json
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from relay.embedded import EmbeddedServer
 from relay.keys import PRESSURE
 from tests.support.servers import admin
+from tests.support.stage import House
 from tests.support.system import Answer, Api, Process, Reader, Worker, metric
 from tests.support.wait import wait_until
 
@@ -26,14 +27,6 @@ fallback = "small"
 [models.small]
 source = "simulated"
 """
-
-
-class House(NamedTuple):
-    """A deployment of two equal nodes."""
-
-    redis: EmbeddedServer
-    api: Api
-    other: Api
 
 
 @pytest.fixture(scope="module")
