@@ -138,6 +138,17 @@ def test_every_container_is_locked_down(stack: Stack) -> None:
             assert written.returncode != 0, service
 
 
+def test_the_image_can_trace(stack: Stack) -> None:
+    """A collector that is named is all it takes: the packages are there."""
+    program = (
+        "from relay import settings, tracing\n"
+        "tracing.configure(settings.load(), 'relay-api')\n"
+        "assert tracing.is_on()"
+    )
+    named = ("-e", "RELAY_OTLP_ENDPOINT=http://127.0.0.1:4318")
+    run("docker", "exec", *named, stack.containers("api")[0], "python3", "-c", program)
+
+
 def test_prometheus_runs_the_rules_and_nothing_is_wrong(stack: Stack) -> None:
     """Every rule evaluates without an error on a live deployment, and no alert fires on a healthy one."""
 
