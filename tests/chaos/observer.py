@@ -36,6 +36,7 @@ class Observer:
         self._clients: dict[int, Redis] = {}
         self._slots: list[tuple[int, int, int]] = []  # first, last, port
         self._primary = redis.data[0].port
+        self._primaries = [server.port for server in redis.primaries()]
         self._looked_at = 0.0
         self._read: dict[Path, int] = {}  # how much of each trace has been read
         self.traced = 0
@@ -139,15 +140,11 @@ class Observer:
         found = {name.decode(): value.decode("latin-1") for name, value in meta.items()}
         return found, (journal or b"").decode("latin-1")
 
-    async def promoted(self) -> None:
-        """Return when other servers than now are primaries: by a fault, or because one was too slow."""
-        before = now = await self._primaries()
-        while now == before:
-            await asyncio.sleep(SLOTS_EVERY_S)
-            now = await self._primaries()
-
-    async def _primaries(self) -> list[int]:
-        return await asyncio.to_thread(lambda: [server.port for server in self._redis.primaries()])
+    async def has_promoted(self) -> bool:
+        """Whether other servers are primaries than at the last look: by a fault, or by themselves."""
+        now = await asyncio.to_thread(lambda: [server.port for server in self._redis.primaries()])
+        before, self._primaries = self._primaries, now
+        return now != before
 
     # --- traces
 

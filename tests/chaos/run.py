@@ -31,6 +31,7 @@ SETTLED_S = 0.3  # what was under way already is no sign of recovery
 QUIET_S = (0.5, 1.5)  # between a recovery and the next fault
 REPORT_EVERY_S = 10.0
 BOUND_S = 150.0  # over twice the nominal length of a response: then it hangs
+PRIMARIES_EVERY_S = 0.5
 FAILED_OVER_WITHIN_S = 30.0
 END_WITHIN_S = 60.0  # after the last fault
 KEPT_CALLS = 1000
@@ -172,6 +173,7 @@ class Chaos:
             at = time.monotonic()
         self._is_inflicting = False
         if self._is_losing:
+            await self.observer.has_promoted()  # which was meant
             self._lost()  # those made meanwhile, too
             self._is_losing = False
         took_s = await self._recovered(watched, at)
@@ -205,8 +207,8 @@ class Chaos:
     async def _watch_primaries(self) -> None:
         """A failover loses writes, also when no fault meant it: a pause too long, a machine too slow."""
         while self.stage.redis.shape != "single":
-            await self.observer.promoted()
-            if not self._is_losing:
+            await asyncio.sleep(PRIMARIES_EVERY_S)
+            if await self.observer.has_promoted() and not self._is_losing:
                 self._say("redis failed over by itself")
                 self._lost()
                 with suppress(AssertionError):
