@@ -32,6 +32,7 @@ HEAD_MAX_BYTES, HEAD_WITHIN_S = 65_536, 30.0  # of a request's line and headers
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _SIOCOUTQ = 0x5411  # TIOCOUTQ: unsent and unacknowledged bytes of a socket
 _HAS_OUTQ = sys.platform == "linux"
+_CHUNK = b"%x\r\n%b\r\n"
 _ZERO = b"\0\0\0\0"
 # Of struct tcp_info: tcpi_busy_time and tcpi_rwnd_limited, two unsigned 64-bit counts of microseconds.
 _INFO_AT, _INFO_SIZE, _INFO_TIMES = 168, 184, struct.Struct("=2Q")
@@ -82,12 +83,16 @@ class ClientSocket:
         """Send `data` as one chunk of the body. Never blocks: the caller keeps within its credit."""
         if self._is_lost:
             return
-        chunk = b"%x\r\n%b\r\n" % (len(data), data) if self.is_chunked else data
+        chunk = _CHUNK % (len(data), data) if self.is_chunked else data
         if not self._fresh:
             self._loop.call_soon(self._settle)
         self._fresh += len(chunk)
         self.written += len(chunk)
         self._transport.write(chunk)
+
+    def framed(self, size: int) -> int:
+        """See `api.sink.Framing`."""
+        return size + len(_CHUNK % (size, b"")) * self.is_chunked
 
     def outstanding(self) -> int:
         """Bytes written and not yet acknowledged by the client's kernel. With TLS or a proxy: coarser."""

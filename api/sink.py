@@ -5,8 +5,6 @@ from typing import Protocol
 
 from api.condition import TcpTimes
 
-_FRAMING = len(b"\r\n\r\n")  # of a chunk, beside its length in hexadecimal
-
 
 class Sink(Protocol):
     """What a consumer needs of a connection; see `api.protocol.ClientSocket`."""
@@ -33,13 +31,21 @@ class Sink(Protocol):
         ...
 
 
+class Framing(Sink, Protocol):
+    """One that tells what a write will count for."""
+
+    def framed(self, size: int) -> int:
+        """The bytes that `written` grows by when so many are written."""
+        ...
+
+
 class Held:
     """Keeps what is written until `release`: while it is open whether the answer is a stream or an error.
 
     It holds what a credit lets out, for nothing of it is acknowledged.
     """
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: Framing) -> None:
         self._sink = sink
         self._pieces: list[bytes] | None = []
         self._held = 0
@@ -55,7 +61,7 @@ class Held:
             self._sink.write(data)
         else:
             self._pieces.append(data)
-            self._held += len(b"%x" % len(data)) + _FRAMING + len(data)
+            self._held += self._sink.framed(len(data))
 
     def outstanding(self) -> int:
         """What is kept is on its way to nobody."""

@@ -15,11 +15,12 @@ from api.ending import Ending
 from api.form import Form
 from api.node import Node
 from api.openai import errors
-from api.response import EventStream, follow
-from api.sink import Held, Nowhere, Sink
+from api.response import HEADERS, EventStream, follow
+from api.sink import Framing, Held, Nowhere, Sink
 from relay.errors import Draining, StreamLost
 from relay.events import Channel, Placed, Record
 from relay.journal import Journal
+from relay.lifecycle import TERMINAL
 from relay.position import Position
 
 # Whether it is a stream or an error is known with the first record that says something. A client waits so
@@ -67,18 +68,22 @@ class _Released(EventStream):
 
 
 async def stream(
-    node: Node, journal: Journal, sink: Sink, form: Form, position: Position | None = None
+    node: Node, journal: Journal, sink: Framing, form: Form, position: Position | None = None
 ) -> Response:
-    """A response as a stream; as an error where it fails before it says anything."""
+    """A response as a stream; as an error where it fails before it says anything; empty past its end."""
     listening = _Listening(form)
     consumer, attached = await node.attach(
         journal, Held(sink), name=None, position=position, window=None, form=listening
     )
+    about = [(b"relay-stream", journal.id.encode())]
+    if attached.status in TERMINAL and attached.offset >= attached.head:
+        node.detach(consumer)
+        return Response(headers={name.decode(): value.decode() for name, value in (*HEADERS, *about)})
     try:
         consumer.begin(attached)
         await asyncio.wait(
             (listening.first, consumer.ended),
-            timeout=HEADERS_WITHIN_S,
+            timeout=0 if attached.offset else HEADERS_WITHIN_S,  # who resumes has been told something
             return_when=asyncio.FIRST_COMPLETED,
         )
         if listening.first.done() and (first := listening.first.result()).channel is Channel.ERROR:
@@ -87,7 +92,7 @@ async def stream(
     except BaseException:
         node.detach(consumer)
         raise
-    return _Released(node, consumer, attached, [(b"relay-stream", journal.id.encode())])
+    return _Released(node, consumer, attached, about)
 
 
 async def ended(node: Node, journal: Journal, sink: Sink) -> None:

@@ -117,6 +117,18 @@ def test_http_1_0_is_answered_without_chunks(api: Api, redis_url: str, connectio
     assert done["sha256"] == hashlib.sha256(text.encode()).hexdigest()
 
 
+def test_an_answer_that_was_held_back_ends_for_http_1_0_too(api: Api, redis_url: str) -> None:
+    """Chunks that are not sent are not waited for: the stream ends with its last event."""
+    simulated = {"model": "simulated", "simulation": {"tokens": 3, "tokens_per_second": 0}}
+    body = json.dumps({**simulated, "messages": [{"role": "user", "content": "x"}], "stream": True}).encode()
+    head = "POST /v1/chat/completions HTTP/1.0\r\nhost: x\r\ncontent-type: application/json\r\n"
+    with Worker(redis_url), socket.create_connection(("127.0.0.1", api.port), timeout=10) as sock:
+        sock.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+        answer = everything(sock)
+    assert b"data: [DONE]\n\n" in answer
+    assert b"\r\n6\r\n" not in answer
+
+
 def everything(sock: socket.socket) -> bytes:
     """What comes until the other side closes, or has had enough."""
     parts = []

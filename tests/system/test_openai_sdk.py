@@ -474,6 +474,34 @@ def test_a_background_response_resumes_on_another_node(house: House, client: Ope
     assert said == simulation.text(5, 0, 200) == events[-1].response.output_text
 
 
+def test_after_the_last_event_there_is_nothing(house: House, client: OpenAI) -> None:
+    """Who resumes at the end of a response that has ended gets an empty stream at once."""
+    stream = client.responses.create(
+        model="simulated",
+        input="Say it.",
+        background=True,
+        stream=True,
+        extra_body={"simulation": {"tokens": 5}},
+    )
+    events = list(stream)
+    assert events[-1].type == "response.completed"
+    with sdk(house.other, timeout=5) as elsewhere:
+        last = events[-1].sequence_number
+        made = events[0].response.id
+        assert list(elsewhere.responses.retrieve(made, stream=True, starting_after=last)) == []
+
+
+def test_who_resumes_has_its_headers_at_once(house: House) -> None:
+    """Also where nothing follows yet: a client waits for them no longer than its own timeout."""
+    house.play(silence("Hel"))
+    with sdk(house.api, timeout=5) as client:
+        stream = client.responses.create(model="m", input="Go.", background=True, stream=True)
+        delta = next(event for event in stream if event.type == "response.output_text.delta")
+        made = "resp_" + delta.item_id.partition("_")[2]
+        client.responses.retrieve(made, stream=True, starting_after=delta.sequence_number).close()
+        client.responses.cancel(made)
+
+
 def test_a_background_response_is_cancelled(house: House, client: OpenAI) -> None:
     """From another node; the upstream's connection is closed."""
     house.play(paced(5000, 50))
