@@ -96,7 +96,6 @@ class Life:
         self.id = ""
         self.history = History()
         self.records: deque[tuple[float, Record]] = deque(maxlen=KEPT_RECORDS)
-        self.began_at = time.monotonic()
         self.progress: deque[float] = deque(maxlen=KEPT_PROGRESS)  # when a lively reader got something
         self.lively = 0  # lively readers that have not finished
         self.attached = 0  # readers connected now

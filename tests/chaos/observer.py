@@ -21,7 +21,6 @@ from tests.support.topologies import Deployment
 
 EVERY_S = 1.0
 TIMEOUT_S = 3.0
-SHOWN_WITHIN_S = 45.0  # for the final state of a response to be shown, whatever is under way
 SLOTS_EVERY_S = 0.5
 PROMOTED_WITHIN_S = 2.0  # until a promotion is noticed
 TERMINAL = frozenset(("completed", "failed", "cancelled"))

@@ -41,7 +41,6 @@ RATE_PER_S = 1.5  # responses that arrive
 TOKENS, TOKENS_PER_S = (60, 180), 10.0
 READERS = ("fast", "drip", "frozen", "vanishing")
 SHARES = (70, 20, 8, 2)
-FROZEN_BYTES = 2000  # that a frozen reader takes before it stops
 VANISH_S = (1.0, 8.0)
 SAMPLE_S = 3.0
 WARM_UP = 0.25  # of the whole time, and at least so long:

@@ -40,7 +40,6 @@ from workers.worker import CLAIM_BATCH, Worker
 
 WINDOW = 2048
 LINE = "sixteen bytes… "  # of a fountain, one a read
-LINE_BYTES = len(LINE.encode())
 SLACK = 512  # what may be produced over a window: the start, a notice, one read
 
 

@@ -109,7 +109,7 @@ class _End(asyncio.Protocol):
     def release(self) -> None:
         """Hand on what is due; look again when more will be."""
         peer = self.peer
-        while self._held and not self._line.holds(self):
+        while self._held and not self._line.is_frozen:
             due, data = self._held[0]
             if peer is None or peer.transport is None:
                 break
@@ -164,7 +164,7 @@ class Proxy:
         self._command: bytes | None = None
         self._reply: bytes | None = None
         self._cut_after: int | None = None
-        self._is_frozen = self._holds_replies = False
+        self.is_frozen = False  # whether what its ends receive must wait
         self._connecting: set[asyncio.Task[None]] = set()
 
     # --- what a test may do
@@ -181,22 +181,13 @@ class Proxy:
         """Pass `size` more bytes of replies, of all connections together, and reset that connection."""
         self._cut_after = size
 
-    def hold_replies(self) -> None:
-        """Nothing of what the server says arrives, until `release`."""
-        self._holds_replies = True
-
-    def release(self) -> None:
-        """What was held arrives."""
-        self._holds_replies = False
-        self._move()
-
     def freeze(self) -> None:
         """Nothing passes, either way, and nothing is closed: also of connections made meanwhile."""
-        self._is_frozen = True
+        self.is_frozen = True
 
     def thaw(self) -> None:
         """What was held arrives, as after a partition shorter than TCP's patience."""
-        self._is_frozen = False
+        self.is_frozen = False
         self._move()
 
     def cut(self) -> None:
@@ -219,7 +210,6 @@ class Proxy:
         self.delay_s = 0.0
         self.turns_away = False
         self._command = self._reply = self._cut_after = None
-        self.release()
         self.thaw()
         for end in tuple(self.ends):
             if end.peer is None and not end.is_client:
@@ -231,10 +221,6 @@ class Proxy:
     def now() -> float:
         """The loop's time."""
         return asyncio.get_running_loop().time()
-
-    def holds(self, end: _End) -> bool:
-        """Whether what this end received must wait."""
-        return self._is_frozen or (self._holds_replies and not end.is_client)
 
     def judge(self, end: _End, data: bytes) -> bool:
         """Whether data goes on; False when it is lost and the connection with it."""

@@ -173,10 +173,6 @@ def _no_journal(client: Redis, response_id: str) -> None:
     client.delete(keys_of(response_id).journal)
 
 
-def _no_log(client: Redis, response_id: str) -> None:
-    client.delete(keys_of(response_id).log)
-
-
 def _no_meta(client: Redis, response_id: str) -> None:
     client.delete(keys_of(response_id).meta)
 

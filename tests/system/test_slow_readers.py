@@ -103,10 +103,6 @@ class House(NamedTuple):
         assert answer.status == 201, answer
         return str(answer.json["id"])
 
-    def call_of(self, seed: int) -> Call:
-        """What the upstream was asked for a seed."""
-        return next(call for call in self.upstream.calls if f'\\"seed\\": {seed}}}' in call.body.decode())
-
     @property
     def asked(self) -> int:
         """Connections that the upstream serves."""

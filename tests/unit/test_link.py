@@ -175,7 +175,6 @@ CONVERSATION = b"".join(
     ]
 )
 MEANING = [b"OK", 42, b"\r\n$1\r\n", None, [[b"a", 1], None], {b"key": b"value"}, "NOGROUP no such group"]
-SLICES = [slice(0, 4), slice(4, None)]  # the subscription is made after four commands
 
 
 def start_conversation() -> tuple[Rig, list[Reply]]:
