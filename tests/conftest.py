@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.keys import assert_no_leaks
-from tests.support.servers import IN_DOCKER, Missing, Server, admin, may_skip, requested, running
+from tests.support.servers import IN_DOCKER, Missing, Server, admin, requested, running, skip_or_fail
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -66,9 +66,7 @@ def _run(name: str) -> Iterator[Server]:
             return
     except Missing as missing:
         reason = f"{name}: {missing}"
-    if may_skip():
-        pytest.skip(reason)
-    pytest.fail(reason, pytrace=False)
+    skip_or_fail(reason)
 
 
 def _clean(server: Server) -> Iterator[str]:

@@ -7,10 +7,9 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from tests.support.servers import may_skip
+from tests.support.servers import skip_or_fail
 
 _ARGS = [
     "--no-sandbox",  # containers and CI run as root
@@ -27,12 +26,9 @@ _START_MS, STEP_MS = 60_000, 30_000
 def needs(program: str, package: str) -> str:
     """Where a program is; skips, or fails in CI, where it is not."""
     found = shutil.which(program)
-    if found is not None:
-        return found
-    reason = f"no {program} on PATH: apt-get install {package}"
-    if may_skip():
-        pytest.skip(reason)
-    pytest.fail(reason, pytrace=False)
+    if found is None:
+        skip_or_fail(f"no {program} on PATH: apt-get install {package}")
+    return found
 
 
 @contextmanager

@@ -14,10 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from relay.embedded import free_port
-from tests.support.servers import may_skip
+from tests.support.servers import skip_or_fail
 from tests.support.wait import wait_until
 
 RULES = Path(__file__).resolve().parents[2] / "ops/prometheus/rules"
@@ -63,9 +61,7 @@ class Prometheus:
         """For as long as the block lasts. Skips where there is none, unless all is meant to be there."""
         if shutil.which("prometheus") is None:
             reason = "no prometheus on PATH: apt-get install prometheus"
-            if may_skip():
-                pytest.skip(reason)
-            pytest.fail(reason, pytrace=False)
+            skip_or_fail(reason)
         command = [
             "prometheus",
             f"--config.file={self._folder}/prometheus.yml",

@@ -17,7 +17,9 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
+import pytest
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
@@ -210,6 +212,13 @@ def requested() -> list[str]:
 def may_skip() -> bool:
     """Whether a missing variant is skipped: not where everything is meant to be there."""
     return not any(os.environ.get(name, "").lower() in _TRUE for name in ("CI", "RELAY_TEST_NO_SKIP"))
+
+
+def skip_or_fail(reason: str) -> NoReturn:
+    """End a test for which this machine lacks something: failed where everything is meant to be there."""
+    if may_skip():
+        pytest.skip(reason)
+    pytest.fail(reason, pytrace=False)
 
 
 @contextmanager

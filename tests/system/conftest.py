@@ -11,7 +11,7 @@ import pytest
 from relay.cli.llm_server import model_file
 from relay.embedded import free_port
 from relay.errors import Unavailable
-from tests.support.servers import may_skip
+from tests.support.servers import skip_or_fail
 from tests.support.stage import Stage, stage
 from tests.support.system import logs_if_failed
 from tests.support.wait import wait_until
@@ -37,9 +37,7 @@ def model() -> Iterator[str]:
     try:
         model_file()
     except Unavailable as missing:
-        if may_skip():
-            pytest.skip(missing.message)
-        pytest.fail(missing.message, pytrace=False)
+        skip_or_fail(missing.message)
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="relay-model-") as folder:
         said = Path(folder) / "said"

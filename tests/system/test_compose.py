@@ -2,12 +2,13 @@
 
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.support import system
+from tests.support import compose, system
 from tests.support.compose import KEY, ROOT, Stack, deployed, run
-from tests.support.servers import Missing, may_skip
+from tests.support.servers import Missing, skip_or_fail
 from tests.support.system import Reader, call
 from tests.support.wait import wait_until
 
@@ -36,9 +37,7 @@ def stack() -> Iterator[Stack]:
             return
     except Missing as missing:
         reason = f"no deployment: {missing}"
-    if may_skip():
-        pytest.skip(reason)
-    pytest.fail(reason, pytrace=False)
+    skip_or_fail(reason)
 
 
 @pytest.fixture(scope="module")
@@ -193,3 +192,40 @@ def test_a_reader_goes_on_at_another_node_when_its_own_is_killed(stack: Stack, h
         again = wait_until(resumed, "the proxy finds the other node", 20)
         assert again.exact(before=reader.text) == ""
     stack.up()
+
+
+def test_an_upgrade_beside_the_old_version_costs_readers_one_reconnect(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As docker-compose.yml says: new nodes first, then `up` takes the old ones, and nothing is lost."""
+    monkeypatch.setattr(system, "_HOST", stack.address(stack.containers("proxy")[0]))
+    old = set(stack.containers("api"))
+    made = create(tokens=100_000, rate=40)
+    with ThreadPoolExecutor(4) as pool:
+        readers = [pool.submit(followed, made) for _ in range(4)]
+        try:
+            monkeypatch.setitem(compose._ENVIRONMENT, "RELAY_LOG_ENTRIES", "64")  # as a new image would be
+            stack.compose("up", "-d", "--wait", "--no-deps", "--no-recreate", "--scale", "api=4", "api")
+            assert old < set(stack.containers("api"))
+            stack.compose("up", "-d", "--wait", "--no-deps", "api")
+            assert len(stack.containers("api")) == 2
+            assert not old & set(stack.containers("api"))
+        finally:
+            call(8080, "DELETE", f"/v1/streams/{made['id']}", headers=KEY)
+        for reader in readers:
+            connections, wrong = reader.result(60)
+            assert wrong == ""
+            assert connections == 2
+
+
+def followed(made: dict[str, str]) -> tuple[int, str]:
+    """Read to the end, coming back at once: on how many connections, and what was not exact or refused."""
+    text, after, connections = "", None, 0
+    while True:
+        reader = Reader(8080, made["events_url"], after=after, headers=KEY).run(within_s=120)
+        connections += 1
+        if reader.status != 200:
+            return connections, f"connection {connections} was answered {reader.status}"
+        if reader.terminal is not None:
+            return connections, reader.exact(before=text)
+        text, after = text + reader.text, reader.last_id or after

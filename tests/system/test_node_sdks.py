@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from relay.embedded import EmbeddedServer
-from tests.support.servers import may_skip
+from tests.support.servers import skip_or_fail
 from tests.support.stage import served
 from tests.support.system import Api, Worker
 from tests.support.upstream import Call, Script, answer, paced, refuse, silence
@@ -48,9 +48,7 @@ def node() -> str:
     installed = (PACKAGE / "node_modules" / ".package-lock.json").exists()
     if found is None or not installed:
         reason = "no Node" if found is None else "no SDKs: npm ci --ignore-scripts --prefix tests/node"
-        if may_skip():
-            pytest.skip(reason)
-        pytest.fail(reason, pytrace=False)
+        skip_or_fail(reason)
     return found
 
 

@@ -11,7 +11,7 @@ import yaml
 
 from relay.pressure import THRESHOLDS
 from relay.settings import Settings
-from tests.support.servers import may_skip
+from tests.support.servers import skip_or_fail
 
 OPS = Path(__file__).resolve().parents[2] / "ops"
 RULES = sorted((OPS / "prometheus/rules").glob("*.yml"))
@@ -34,9 +34,7 @@ ALERTS = {rule["alert"]: rule for rule in rules() if "alert" in rule}
 def promtool(*args: str | Path) -> str:
     """What promtool says; skipped where it is not, unless everything is meant to be there."""
     if shutil.which("promtool") is None:
-        if may_skip():
-            pytest.skip("no promtool on PATH: apt-get install prometheus")
-        pytest.fail("no promtool on PATH: apt-get install prometheus", pytrace=False)
+        skip_or_fail("no promtool on PATH: apt-get install prometheus")
     done = subprocess.run(
         ["promtool", *map(str, args)], capture_output=True, text=True, check=False, timeout=50
     )

@@ -11,7 +11,7 @@ import pytest
 
 from ops.grafana import exported
 from ops.grafana.boards import BOARDS
-from tests.support.servers import may_skip
+from tests.support.servers import skip_or_fail
 
 GRAFANA = Path(__file__).resolve().parents[2] / "ops/grafana"
 SCHEMA = GRAFANA / "schema/node_modules/@grafana/schema/dist/types"
@@ -46,9 +46,7 @@ def test_the_dashboards_are_what_grafana_s_own_types_allow(tmp_path: Path) -> No
     """Checked by tsc against @grafana/schema: fields that it does not know are errors."""
     if not SCHEMA.is_dir() or shutil.which("node") is None:
         reason = "no Grafana schema: npm ci --ignore-scripts --prefix ops/grafana/schema"
-        if may_skip():
-            pytest.skip(reason)
-        pytest.fail(reason, pytrace=False)
+        skip_or_fail(reason)
     _types(tmp_path)
     (tmp_path / "good.ts").write_text(_program({name: json.loads(text) for name, text in exported().items()}))
     assert _tsc(tmp_path / "good.ts") == ""
