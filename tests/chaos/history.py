@@ -153,10 +153,12 @@ class History(Seen):
     def _is_another_end(self, seen: tuple[str, str, int], kept: tuple[str, str, int]) -> bool:
         """Whether two of the response's readers were told different ends, and no loss explains it.
 
-        A failover may lose a cancel together with the end that it made: then the response goes on.
+        A failover may lose an end, with the cancel that made it or the job that was done: then the response
+        goes on, or is tried again by a worker that cannot.
         """
         if self._is_lossy:
-            return seen[:2] != kept[:2] and not self._is_cancelled
+            retold = {seen[1], kept[1]} & (LOST_CODES | UPSTREAM_CODES)
+            return seen[:2] != kept[:2] and not self._is_cancelled and not retold
         return seen != kept
 
     def _lost_with_it(self, claims: int) -> int:

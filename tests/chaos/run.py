@@ -31,6 +31,7 @@ SETTLED_S = 0.3  # what was under way already is no sign of recovery
 QUIET_S = (0.5, 1.5)  # between a recovery and the next fault
 REPORT_EVERY_S = 10.0
 BOUND_S = 150.0  # over twice the nominal length of a response: then it hangs
+BY_FAULT, BY_ITSELF = "fault", "itself"
 PRIMARIES_EVERY_S = 0.5
 FAILED_OVER_WITHIN_S = 30.0
 END_WITHIN_S = 60.0  # after the last fault
@@ -67,8 +68,7 @@ class Chaos:
         self._only = only
         self._most_tokens = most_tokens
         self._made = 0
-        self._is_losing = False  # a response that is made now may be lost with what Redis loses
-        self._is_inflicting = False
+        self._losing: set[str] = set()  # why a response that is made now may be lost with what Redis loses
         self._began = time.monotonic()
 
     # --- the run
@@ -106,7 +106,7 @@ class Chaos:
     async def _live(self, life: Life) -> None:
         rng = random.Random(life.plan.reader_seed)
         bound_s = life.plan.nominal_s * 2 + BOUND_S
-        if self._is_losing:
+        if self._losing:
             life.note("loss")
         try:
             async with asyncio.timeout(bound_s):
@@ -150,7 +150,7 @@ class Chaos:
     # --- faults
 
     async def _torment(self) -> None:
-        scene = Scene(self.stage, self._rng, self._lost)
+        scene = Scene(self.stage, self._rng, lambda: self._lost(BY_FAULT))
         await asyncio.sleep(8)
         while True:
             for fault in bag(self.stage.redis.shape, self._rng, self._only):
@@ -164,18 +164,16 @@ class Chaos:
     async def _inflict(self, fault: Fault, scene: Scene) -> None:
         self.faults[fault.name] += 1
         watched = [life for life in self.lives if life.is_lively]
-        self._is_inflicting = True
         try:
             at = await fault.act(scene)
         except AssertionError as error:
             self._problem(f"{fault.name}: {error}")
             nemesis.heal(self.stage)
             at = time.monotonic()
-        self._is_inflicting = False
-        if self._is_losing:
+        if BY_FAULT in self._losing:
             await self.observer.has_promoted()  # which was meant
-            self._lost()  # those made meanwhile, too
-            self._is_losing = False
+            self._lost(BY_FAULT)  # those made meanwhile, too
+            self._losing.discard(BY_FAULT)
         took_s = await self._recovered(watched, at)
         if took_s is None:
             stuck = [life for life in watched if life.went_on_after(at + SETTLED_S) is None]
@@ -208,16 +206,16 @@ class Chaos:
         """A failover loses writes, also when no fault meant it: a pause too long, a machine too slow."""
         while self.stage.redis.shape != "single":
             await asyncio.sleep(PRIMARIES_EVERY_S)
-            if await self.observer.has_promoted() and not self._is_losing:
+            if await self.observer.has_promoted() and not self._losing:
                 self._say("redis failed over by itself")
-                self._lost()
+                self._lost(BY_ITSELF)
                 with suppress(AssertionError):
                     await asyncio.to_thread(self.stage.redis.wait_replicated, FAILED_OVER_WITHIN_S)
-                self._lost()
-                self._is_losing = self._is_inflicting  # else that fault is the one to end it
+                self._lost(BY_ITSELF)
+                self._losing.discard(BY_ITSELF)
 
-    def _lost(self) -> None:
-        self._is_losing = True
+    def _lost(self, why: str) -> None:
+        self._losing.add(why)
         for life in self.lives:
             life.note("loss")
 
