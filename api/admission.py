@@ -69,6 +69,7 @@ class Admission:
         active = await self._active()
         if active >= self._settings.max_active:
             raise self._shed("active", f"{active} responses are queued or running, as many as may be")
+        self._depth += 1
         level, reason = self._watch.pressure
         if level >= 3:
             raise self._shed(reason, f"the deployment is at its limit ({reason})")
@@ -115,13 +116,12 @@ class Admission:
             log.warning("shed", reason=reason, refused=count - told, pressure=self._watch.pressure.level)
 
     async def _active(self) -> int:
-        """Responses queued or running, this request included; a look at the queue serves for DEPTH_FOR_S."""
+        """Responses queued or running, and those let in since; a look at the queue serves for DEPTH_FOR_S."""
         now = asyncio.get_running_loop().time()
         if now >= self._look_again_at:
             self._look_again_at = now + DEPTH_FOR_S
             self._depth = await self._jobs.depth()
-        self._depth += 1
-        return self._depth - 1
+        return self._depth
 
 
 def retry_after_s(queue_wait_s: float) -> float:
