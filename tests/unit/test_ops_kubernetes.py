@@ -126,6 +126,22 @@ def test_settings_are_settings_and_secrets_are_references(name: str) -> None:
     assert missing <= {"upstream-api-key"}  # optional
 
 
+def test_processes_start_with_what_they_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ConfigMap and the page's secret, as they stand, are settings that relay takes."""
+    secret = dict(re.findall(r"--from-literal=([\w-]+)=(\S+)", (FOLDER / "README.md").read_text()))
+    given = dict(NAMED["ConfigMap", "relay-settings"]["data"])
+    for name in ("relay-api", "relay-worker"):
+        for variable in pod(name)["containers"][0]["env"]:
+            reference = variable["valueFrom"]["secretKeyRef"]
+            if not reference.get("optional"):
+                given[variable["name"]] = secret[reference["key"]]
+    for variable, value in given.items():
+        monkeypatch.setenv(variable, value)
+    settings = Settings(_env_file=None)
+    settings.check_exposed("0.0.0.0")
+    assert f"prometheus:{secret['metrics-key']}" in [key.get_secret_value() for key in settings.api_keys]
+
+
 def test_there_is_time_to_drain() -> None:
     """SIGKILL comes after the drain that the settings allow."""
     values = NAMED["ConfigMap", "relay-settings"]["data"]
