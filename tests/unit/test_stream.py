@@ -24,7 +24,8 @@ from relay.link import Argument
 from relay.position import Position
 from relay.scripts import Attached
 from relay.wire import Wire, open_wire
-from tests.support.consumer import ID, LAST_SEQUENCE, FakeServer, FakeSocket, FakeWire, Rig, Served, offset_of
+from tests.support.consumer import ID, FakeSocket, Rig, Served, offset_of
+from tests.support.fake_server import LAST_SEQUENCE, FakeServer, FakeWire
 from tests.support.response_machine import ResponseMachine
 
 
