@@ -1,4 +1,4 @@
-"""One response in Redis, and the wire to it, faked. What it says is held against a real one in `test_stream`."""
+"""One response in Redis, and the wire to it, faked; `test_stream` holds what it says against a real one."""
 
 import asyncio
 from collections import deque
