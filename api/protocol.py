@@ -232,7 +232,8 @@ class RelayProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Tell what cannot be read as HTTP; never into an answer that is under way."""
-        if self.cycle is None or self.cycle.response_complete:
+        cycle = self.cycle
+        if not self.pipeline and (cycle is None or cycle.response_complete or not cycle.response_started):
             self.transport.write(_refusal("400 Bad Request", "malformed_request", msg))
         self.transport.close()
 

@@ -70,6 +70,8 @@ def test_a_client_that_sends_all_before_it_reads_is_told_that_it_is_too_much(
         b"NONSENSE /healthz HTTP/1.1\r\nhost: x\r\n\r\n",
         b"POST /v1/streams HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n",
         b"GET /v1/streams/\xff HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"POST /v1/streams HTTP/1.1\r\nhost: x\r\ntransfer-encoding: gzip\r\n\r\n",
+        b"POST /v1/streams HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nno length\r\n",
     ],
 )
 def test_what_is_no_http_is_told_in_the_form_of_every_error(api: Api, head: bytes) -> None:
@@ -84,7 +86,8 @@ def test_what_is_no_http_is_told_in_the_form_of_every_error(api: Api, head: byte
     assert error["code"] == "malformed_request"
 
 
-def test_garbage_after_a_request_is_not_answered_into_its_stream(api: Api) -> None:
+@pytest.mark.parametrize("between", [b"", b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"])
+def test_garbage_after_a_request_is_not_answered_into_its_stream(api: Api, between: bytes) -> None:
     """A reader that sends what is no request loses its connection, and reads nothing that is no event."""
     made = api.create()
     with socket.create_connection(("127.0.0.1", api.port), timeout=10) as sock:
@@ -92,7 +95,7 @@ def test_garbage_after_a_request_is_not_answered_into_its_stream(api: Api) -> No
         begun = b""
         while b": ok" not in begun:
             begun += sock.recv(4096)
-        sock.sendall(b"\x16\x03\x01\r\n\r\n")
+        sock.sendall(between + b"\x16\x03\x01\r\n\r\n")
         assert b"HTTP/1.1" not in everything(sock)
 
 
