@@ -276,7 +276,7 @@ class Feed:
         self._asked.add_done_callback(lambda epochs: self._on_journal(data, epochs))
 
     def _on_journal(self, data: Reply, epochs: Reply) -> None:
-        if not self._is_answer(epochs) or data.exception() is not None:
+        if not self._is_answer(epochs) or not data.done() or data.exception() is not None:
             return
         before, newest = self.recent.end, read_epochs(epochs.result()).newest
         if newest != (self.recent.epoch or newest):

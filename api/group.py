@@ -1,7 +1,7 @@
 """A consumer's group in Redis: what is asked of it, the answers, and how far it is told that the client is.
 
-At most one read is in flight. Without a connection nothing is asked: the next reconnect or sweep of the
-consumer comes back to it.
+At most one read is in flight, or one reset: that takes the place of a read before it, whose answer is not
+heard any more. Without a connection nothing is asked: the next reconnect or sweep of the consumer comes back.
 """
 
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ class Group:
     """One consumer's group. Asks for no more entries than the credit will probably hold."""
 
     __slots__ = (
+        "_asked",
         "_commands",
         "_connection",
         "_consumer",
@@ -36,6 +37,7 @@ class Group:
         self._name = consumer.name
         self._connection = consumer.connection
         self._commands: dict[int, bytes] = {}
+        self._asked: Reply | None = None
         self.is_reading = False
         self.entry_bytes = 64.0  # moving average
         self.told = 0  # the position that it was last moved to
@@ -61,7 +63,7 @@ class Group:
             reply = self._journal.wire.send_packed(command)
         except Unavailable:
             return
-        self.is_reading = True
+        self._ask(reply)
         reply.add_done_callback(self._on_log)
 
     def read_journal(self, start: int, size: int) -> None:
@@ -71,7 +73,7 @@ class Group:
             epochs = self._journal.send_epochs()
         except Unavailable:
             return
-        self.is_reading = True
+        self._ask(epochs)
         epochs.add_done_callback(lambda epochs: self._on_journal(data, epochs))
 
     def reset(self, offset: int) -> None:
@@ -81,7 +83,7 @@ class Group:
         except Unavailable:
             return
         self.told = offset
-        self.is_reading = True  # nothing else is read before the answer
+        self._ask(reply)  # a cluster changes while its nodes answer: a read may be under way
         reply.add_done_callback(self._on_reset)
 
     def seen(self) -> None:
@@ -110,14 +112,24 @@ class Group:
 
     # --- the answers
 
-    def _on_log(self, reply: Reply) -> None:
+    def _ask(self, reply: Reply) -> None:
+        self._asked = reply
+        self.is_reading = True
+
+    def _is_answer(self, reply: Reply) -> bool:
+        """Whether it is what was asked for last, with a value."""
+        if reply is not self._asked:
+            return False
+        self._asked = None
         self.is_reading = False
-        if self._has_value(reply):
+        return self._has_value(reply)
+
+    def _on_log(self, reply: Reply) -> None:
+        if self._is_answer(reply):
             self._consumer.on_entries(read_entries(reply.result()))
 
     def _on_journal(self, data: Reply, epochs: Reply) -> None:
-        self.is_reading = False
-        if self._has_value(data) and self._has_value(epochs):
+        if self._is_answer(epochs) and self._has_value(data):
             self._consumer.on_bytes(data.result(), read_epochs(epochs.result()))
 
     def _on_acked(self, reply: Reply) -> None:
@@ -125,8 +137,7 @@ class Group:
             self._consumer.acknowledge(read_acked(reply.result()))
 
     def _on_reset(self, reply: Reply) -> None:
-        self.is_reading = False
-        if self._has_value(reply):
+        if self._is_answer(reply):
             found = reply.result()
             if found == 1:
                 self._consumer.on_reset()
@@ -137,7 +148,7 @@ class Group:
 
     def _has_value(self, reply: Reply) -> bool:
         """Whether a reply has a value that is still wanted."""
-        if not self._consumer.is_open or reply.cancelled():
+        if not self._consumer.is_open or not reply.done() or reply.cancelled():
             return False
         error = reply.exception()
         # NOGROUP, or WRONGTYPE and the like: the log or the group is gone. Without a connection, or while

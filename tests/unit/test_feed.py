@@ -717,6 +717,11 @@ class FeedMachine(ResponseMachine):
         self.house.wire.connected = True
         self.house.feed.recover()
 
+    @rule()
+    def change_the_cluster(self) -> None:
+        """A slot moves, or a node is replaced: what is in flight is answered all the same."""
+        self.house.feed.recover()
+
     @invariant()
     def a_beginning_of_the_response(self) -> None:
         """Everyone was sent a beginning of what follows on its position, in order, nothing twice."""

@@ -869,6 +869,19 @@ def _broken(rig: Rig) -> None:
     rig.settle()
 
 
+def test_a_read_that_is_answered_after_the_cluster_has_changed_is_not_heard() -> None:
+    """Else there would be two from the place where it stands, and what comes second would be sent again."""
+    rig = live_rig()
+    rig.append("a")
+    rig.wire.deliver()
+    rig.wire.execute()  # it has read, and the answer is on its way
+    rig.append("b")
+    rig.consumer.recover()
+    rig.settle()
+    assert rig.received == "0ab"
+    assert in_order(rig)
+
+
 def test_its_place_in_redis_follows_after_a_lost_reply() -> None:
     """A reply lost with its connection leaves no pending entry behind that nobody knows of."""
     rig = live_rig()
@@ -1084,6 +1097,11 @@ class ConsumerMachine(ResponseMachine):
             self.acked = max(self.acked, offset)
             self.rig.consumer.acknowledge(offset)
             self.rig.loop.run()
+
+    @rule()
+    def change_the_cluster(self) -> None:
+        """A slot moves, or a node is replaced: what is in flight is answered all the same."""
+        self.rig.consumer.recover()
 
     @invariant()
     def at_most_one_read(self) -> None:
