@@ -20,6 +20,7 @@ from api.server import UVICORN_GRACE_S, DrainingServer
 from api.state import State
 from api.watch import Watch
 from relay import logs, models, process, tracing
+from relay.acks import Acks
 from relay.errors import RelayError, SettingsInvalid
 from relay.jobs import Jobs
 from relay.metrics import loop_metrics, redis_metrics, settings_metrics
@@ -93,5 +94,6 @@ async def _state(settings: Settings, topology: Topology, registry: models.Regist
         responses=Responses(settings, topology, jobs, registry, admission),
         node=Node(settings, topology, metrics),
         watch=watch,
+        acks=Acks(topology),
         metrics=metrics,
     )

@@ -11,6 +11,7 @@ from api.metrics import Metrics
 from api.node import Node
 from api.responses import Responses
 from api.watch import Watch
+from relay.acks import Acks
 from relay.models import Registry
 from relay.settings import Settings
 from relay.topology import Topology
@@ -28,6 +29,7 @@ class State:
     responses: Responses
     node: Node
     watch: Watch
+    acks: Acks
     metrics: Metrics
 
 

@@ -49,8 +49,9 @@ NOTE_HEALTH = Script("note_health")
 COUNT = Script("count_entries")
 RESET = Script("reset_consumer")
 FORGET = Script("forget_response")
+ACK = Script("ack_consumer")
 ACKED = "acked:"  # prefix of a consumer's field in the meta: see `relay.acks`
-ALL = (OPEN, CLAIM, APPEND, CLOSE, RENEW, RELEASE, CANCEL, ATTACH, DETACH, NOTE_HEALTH, COUNT, RESET, FORGET)
+ALL = tuple(script for script in globals().values() if isinstance(script, Script))
 
 
 async def load(wire: Wire) -> None:

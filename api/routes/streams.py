@@ -10,7 +10,6 @@ from starlette.responses import JSONResponse, StreamingResponse
 from api.opening import client_of, find, holds
 from api.response import EventStream
 from api.state import state_of
-from relay import acks
 from relay.errors import InvalidValue, NotFound
 from relay.lifecycle import TERMINAL
 from relay.position import Position
@@ -162,6 +161,6 @@ async def acknowledge(request: Request, response_id: str, consumer: str, ack: Ac
     if consumer not in known:
         raise NotFound(f"this response has no consumer {consumer[:64]!r}")
     # The node that holds the connection may be another one: it hears of this by the bell, or it looks.
-    if not await acks.acknowledge(journal, consumer, offset):
+    if not await state_of(request).acks.acknowledge(journal, consumer, offset):
         raise NotFound("the response is gone")
     return Response(status_code=204)
