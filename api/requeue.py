@@ -1,7 +1,8 @@
 """Responses that readers wait for and no queue knows: queued again.
 
 A node may die, or lose Redis, between opening a response and queueing its job; a failover may lose the job
-and keep the response. Nobody would ever claim it, and its readers would wait until its retention ends.
+and keep the response, or lose the end of a response whose job is done. Nobody would ever claim it, and its
+readers would wait until its retention ends.
 """
 
 import asyncio
@@ -12,12 +13,11 @@ import structlog
 from api.node import Node
 from api.responses import Responses
 from relay.errors import RelayError
-from relay.journal import Journal
 
 log = structlog.get_logger("relay.api")
 
-EVERY_S = 2.5  # and a response that was there at one look and the next, with nothing said, is looked up
-MOST = 16  # of one look: each costs a look at its meta and at the queue
+EVERY_S = 2.5  # and a response of which nothing was heard from one look to the next is looked up
+MOST = 64  # of one look, at random: each costs a look at its lease
 
 
 class Requeue:
@@ -26,7 +26,9 @@ class Requeue:
     def __init__(self, node: Node, responses: Responses) -> None:
         self._node = node
         self._responses = responses
-        self._waited: set[str] = set()  # at the last look
+        self._places: dict[
+            str, tuple[int, int]
+        ] = {}  # of each response at the last look: its end, and what was sent
 
     async def run(self) -> None:
         """Look until cancelled; without Redis there is nothing to look at."""
@@ -40,12 +42,12 @@ class Requeue:
     async def look(self) -> None:
         """Queue again what waits since the last look and has no job. Raises RelayError."""
         waiting = {
-            consumer.journal.id: consumer.journal
+            consumer.journal.id: (consumer.head, consumer.ledger.sent)
             for consumer in self._node.consumers
-            if consumer.begun and not consumer.head
+            if consumer.begun
         }
-        late: list[Journal] = [journal for name, journal in waiting.items() if name in self._waited]
-        self._waited = set(waiting)
-        for journal in late[:MOST]:
-            if await self._responses.requeue(journal):
-                log.warning("requeued", response=journal.id)
+        quiet = [name for name, place in waiting.items() if self._places.get(name) == place]
+        self._places = waiting
+        for name in random.sample(quiet, min(len(quiet), MOST)):
+            if await self._responses.requeue(name):
+                log.warning("requeued", response=name)

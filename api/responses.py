@@ -63,7 +63,7 @@ class Responses:
         if idempotency_key is not None:
             ticket, earlier = await self._reserve(owner, idempotency_key, stored, ticket)
             if earlier is not None:
-                await self.requeue(self._topology.journal(ticket["id"]))
+                await self.requeue(ticket["id"])
                 return _created(ticket, earlier)
         request, notices = await self._admission.admit(request, model)
         journal = self._topology.journal(ticket["id"])
@@ -85,13 +85,16 @@ class Responses:
         self._remember(owner, journal.id, created_at)
         return Created(journal.id, ticket["token"], Status.QUEUED, request.model, created_at)
 
-    async def requeue(self, journal: Journal) -> bool:
-        """Queue a response that waits for a worker and has no job; False where that is not so.
+    async def requeue(self, response_id: str) -> bool:
+        """Queue a response that has not ended, no worker has, and no job is for; False where that is not so.
 
         Two at once queue it twice, which is harmless: only one claim succeeds.
         """
+        journal = self._topology.journal(response_id)
+        if await journal.wire.call("EXISTS", journal.keys.lease):
+            return False
         found = await journal.find()
-        if found is None or found.status != Status.QUEUED:
+        if found is None or found.status in TERMINAL:
             return False
         queue = found.meta["priority"]
         if await self._jobs.has(queue, journal.id):

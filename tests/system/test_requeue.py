@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from relay.embedded import EmbeddedServer
-from relay.keys import JOBS_INTERACTIVE
+from relay.keys import JOBS_INTERACTIVE, keys_of
 from tests.support.servers import admin
 from tests.support.system import Api, Reader, Worker
 
@@ -53,3 +53,19 @@ def test_a_repeated_create_queues_what_the_first_one_could_not(redis: EmbeddedSe
     with Worker(redis.url):
         reader = Reader(api.port, third["events_url"]).run()
     assert reader.exact() == ""
+
+
+def test_an_end_that_a_failover_took_back_is_made_again(redis: EmbeddedServer, api: Api) -> None:
+    """The job was done on the new primary, the end of the answer lost with the old one: nobody has it."""
+    with Worker(redis.url) as worker:
+        made = api.create(tokens=300, rate=100)
+        reader = Reader(api.port, made["events_url"]).some(3)
+        worker.kill()
+        reader.close()
+    with admin(redis.url) as client:
+        client.delete(keys_of(made["id"]).lease)
+    lose_jobs(redis)
+    with Worker(redis.url):
+        reader = Reader(api.port, made["events_url"]).run()
+    assert reader.exact() == ""
+    assert api.status(made["id"])["claims"] == 2
