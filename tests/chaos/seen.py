@@ -98,6 +98,11 @@ class Seen:
         self.checked += 1
         getattr(self, f"_{record[0]}")(*record[1:])
 
+    @property
+    def is_lossy(self) -> bool:
+        """Whether Redis has lost something of it, or may have."""
+        return self._is_lossy
+
     def reader(self, name: str) -> Reader:
         """A reader, made with its first record."""
         found = self.readers.get(name)
