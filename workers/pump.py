@@ -127,7 +127,7 @@ class Pump:
         Waits for Redis for as long as the writer does: the text is whole, and given up it might be lost to
         a source that cannot say it again. A worker that drains ends the wait.
         """
-        await self.writer.drain()
+        rest = await self.writer.drain_to_close()
         self._metrics.journal_fill.observe(self.writer.head / self._settings.max_response_bytes)
         while True:
             try:
@@ -136,15 +136,16 @@ class Pump:
                     self._journal.keys,
                     epoch=self.writer.epoch,
                     base=self.writer.head,
-                    data=encode(last),
+                    data=rest + encode(last),
                     retention_s=self._settings.retention_s,
                     fields={"status": status, "level": 0, "text_bytes": self.text_bytes, **fields},
                 )
             except Gap as gap:
                 self.writer.go_back(gap.head)
-                await self.writer.drain()
+                rest = await self.writer.drain_to_close()
             except Unavailable:
                 await asyncio.sleep(CLOSE_RETRY_S)
+                rest = await self.writer.drain_to_close()
             else:
                 with suppress(RelayError):
                     entries = await self._journal.wire.call("XLEN", self._journal.keys.log)

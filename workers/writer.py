@@ -80,6 +80,7 @@ class Writer:
         self._retry_s = _RETRY_FIRST_S
         self._retrying = False  # the timer is a retry's: nothing is sent before it fires
         self.is_refused = False  # Redis did not take the last append: it is away, or at maxmemory
+        self._is_full = False  # the latter
         self._drained: asyncio.Future[None] | None = None
         self.ended: RelayError | None = None
         self.on_append: Callable[[int], None] = _nobody
@@ -108,13 +109,29 @@ class Writer:
     async def drain(self) -> None:
         """Wait until everything fed is in Redis. Raises what ended the writer."""
         while self._gathered or self.head < self._end:
-            if self.ended is not None:
-                raise self.ended
-            self._drained = self._loop.create_future()
-            self._kick(now=True)
-            await self._drained
+            await self._more()
         if self.ended is not None:
             raise self.ended
+
+    async def drain_to_close(self) -> bytes:
+        """The same; but a Redis at maxmemory, which takes no append, takes an end: what is to go with that.
+
+        Bounded: of a source that is not read while Redis refuses, it is a window at most.
+        """
+        while (self._gathered or self.head < self._end) and (self._inflight or not self._is_full):
+            await self._more()
+        if self.ended is not None:
+            raise self.ended
+        while self._gathered:
+            self._encode()
+        return b"".join(data for end, data in self._kept if end > self.head)
+
+    async def _more(self) -> None:
+        if self.ended is not None:
+            raise self.ended
+        self._drained = self._loop.create_future()
+        self._kick(now=True)
+        await self._drained
 
     def stop(self) -> None:
         """Let go of the timer, of what was kept and of those who are called: nothing is sent any more."""
@@ -233,7 +250,7 @@ class Writer:
             self._round_trip_s += (took_s - self._round_trip_s) / 8
             self._metrics.appended(took_s)
             self._retry_s = _RETRY_FIRST_S
-            self.is_refused = False
+            self.is_refused = self._is_full = False
             self._advance(appended.head)
             self.on_append(appended.head)
             if appended.cancelled:
@@ -254,11 +271,14 @@ class Writer:
         """Nothing is lost: the entry stays. Retries back off to a second, until `stop` or until fenced."""
         self._metrics.append_failed(error)
         self.is_refused = True
+        self._is_full = isinstance(error, OutOfMemory)
         if self._timer is not None:
             self._timer.cancel()
         self._retrying = True
         self._timer = self._loop.call_later(self._retry_s, self._tick)
         self._retry_s = min(self._retry_s * 2, _RETRY_LAST_S)
+        if self._is_full:
+            self._wake()
 
     def _end_with(self, error: RelayError) -> None:
         self.ended = error

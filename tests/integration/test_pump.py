@@ -1094,6 +1094,23 @@ async def test_a_response_can_be_closed_at_maxmemory(plant: Plant, redis: Redis)
     assert await plant.depth() == 0
 
 
+@pytest.mark.usefixtures("quick_retries")
+async def test_what_was_not_taken_at_maxmemory_goes_with_the_end(plant: Plant, redis: Redis) -> None:
+    """A reader of a response that is cancelled then need not wait until there is memory again."""
+    journal, job = await plant.taken()
+    async with running(job) as task:
+        plant.source.say("text")
+        await until(lambda: plant.source.reads, "some text")
+        await job.pump.writer.drain()
+        with out_of_memory(redis):
+            plant.source.say(" that Redis does not take")
+            await until(lambda: plant.metrics.out_of_memory >= 2, "refused, and tried again")
+            job.pump.stop("cancelled")
+            await over(task)
+            assert (await done(journal))["finish_reason"] == "cancelled"
+    assert await plant.depth() == 0
+
+
 async def test_scripts_that_redis_forgot_are_not_missed(plant: Plant, redis: Redis) -> None:
     """Claim, append, renew and close."""
     journal = await plant.submit()
