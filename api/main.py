@@ -2,10 +2,8 @@
 
 import asyncio
 import secrets
-import sys
 
 import uvicorn
-import uvloop
 
 from api.admission import Admission
 from api.app import create_app
@@ -19,9 +17,8 @@ from api.responses import Responses
 from api.server import UVICORN_GRACE_S, DrainingServer
 from api.state import State
 from api.watch import Watch
-from relay import logs, models, process, tracing
+from relay import models, process
 from relay.acks import Acks
-from relay.errors import RelayError, SettingsInvalid
 from relay.jobs import Jobs
 from relay.metrics import loop_metrics, redis_metrics, settings_metrics
 from relay.settings import Settings
@@ -30,20 +27,11 @@ from relay.topology import Topology, open_topology
 
 def run(settings: Settings, *, host: str, port: int) -> int:
     """Serve until SIGTERM or SIGINT; prints the `ready` line. Returns the exit code."""
-    logs.configure(settings)
-    try:
-        settings.check_exposed(host)
-        tracing.configure(settings, "relay-api")
-        uvloop.run(_serve(settings, host, port))
-    except RelayError as error:
-        print(f"relay api: {error.message}", file=sys.stderr)
-        return 2 if isinstance(error, SettingsInvalid) else 1
-    finally:
-        tracing.shutdown()
-    return 0
+    return process.run("api", settings, _serve(settings, host, port))
 
 
 async def _serve(settings: Settings, host: str, port: int) -> None:
+    settings.check_exposed(host)
     registry = models.load(
         settings.models_file,
         upstream_base_url=settings.upstream_base_url,

@@ -4,16 +4,14 @@ import asyncio
 import secrets
 import signal
 import socket
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import structlog
-import uvloop
 from prometheus_client import start_http_server
 
-from relay import logs, models, process, tracing
-from relay.errors import RelayError, SettingsInvalid
+from relay import models, process
+from relay.errors import SettingsInvalid
 from relay.jobs import Jobs
 from relay.keys import JOBS_INTERACTIVE
 from relay.metrics import Counted, loop_metrics, redis_metrics, settings_metrics
@@ -33,16 +31,7 @@ log = structlog.get_logger("relay.worker")
 
 def run(settings: Settings, *, concurrency: int, metrics_port: int) -> int:
     """Run one worker until SIGTERM or SIGINT; prints the `ready` line. Returns the exit code."""
-    logs.configure(settings)
-    try:
-        tracing.configure(settings, "relay-worker")
-        uvloop.run(_serve(settings, concurrency, metrics_port))
-    except RelayError as error:
-        print(f"relay worker: {error.message}", file=sys.stderr)
-        return 2 if isinstance(error, SettingsInvalid) else 1
-    finally:
-        tracing.shutdown()
-    return 0
+    return process.run("worker", settings, _serve(settings, concurrency, metrics_port))
 
 
 async def _serve(settings: Settings, concurrency: int, metrics_port: int) -> None:
