@@ -6,6 +6,8 @@ one line on stderr that says what to do. Exit codes: 0 done, 1 it did not work, 
 """
 
 import sys
+from importlib import metadata
+from typing import Annotated
 
 import typer
 
@@ -22,6 +24,7 @@ app = typer.Typer(
     help="A self-hosted relay for LLM token streams whose first principle is backpressure.",
     epilog="Start with: relay demo",
     no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help starts in a third of the time and can be piped
@@ -38,6 +41,15 @@ app.command("settings")(settings.settings)
 app.command("cost")(cost.cost)
 app.command("bench", **bench_entry.AS_IS)(bench_entry.bench)
 app.add_typer(keys.app, name="keys")
+
+
+@app.callback()
+def _relay(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        print(f"relay {metadata.version('llm-stream-relay')}")
+        raise typer.Exit
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import termios
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
@@ -188,6 +189,13 @@ def test_help(command: str, tmp_path: Path) -> None:
     assert done.returncode == 0
     assert f"relay {command}" in done.stdout.partition("Examples:")[2]
     assert done.stderr == ""
+
+
+def test_the_version_is_the_package_s(tmp_path: Path) -> None:
+    """On standard output, for scripts and reports."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    done = relay("--version", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"relay {project['version']}\n")
 
 
 def test_help_is_fast(tmp_path: Path) -> None:
