@@ -26,9 +26,8 @@ class Requeue:
     def __init__(self, node: Node, responses: Responses) -> None:
         self._node = node
         self._responses = responses
-        self._places: dict[
-            str, tuple[int, int]
-        ] = {}  # of each response at the last look: its end, and what was sent
+        # Of each response at the last look: its end as last heard, and up to where a reader was sent it.
+        self._places: dict[str, tuple[int, int]] = {}
 
     async def run(self) -> None:
         """Look until cancelled; without Redis there is nothing to look at."""

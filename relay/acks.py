@@ -48,8 +48,7 @@ class Acks:
         key = journal.id, consumer
         self._said[key] = _Said(journal, offset, epoch, time.monotonic())
         self._said.move_to_end(key)
-        while len(self._said) > KEPT_MOST:
-            self._said.popitem(last=False)
+        self._forget()
         return True
 
     def _say_again(self, affects: Affects) -> None:
@@ -57,13 +56,17 @@ class Acks:
 
         A reader that went back by an id in that half minute is taken at its earlier word.
         """
-        oldest = time.monotonic() - KEPT_S
-        while self._said and next(iter(self._said.values())).at < oldest:
-            self._said.popitem(last=False)
+        self._forget()
         for (_, consumer), (journal, offset, epoch, _) in self._said.items():
             if affects(journal.keys.meta):
                 words = _words(journal, consumer, offset, epoch)
                 journal.wire.post("EVALSHA", ACK.sha, 1, journal.keys.meta, *words)
+
+    def _forget(self) -> None:
+        """What is old goes with the next ack, not only when Redis breaks: it holds on to its response."""
+        oldest = time.monotonic() - KEPT_S
+        while self._said and (len(self._said) > KEPT_MOST or next(iter(self._said.values())).at < oldest):
+            self._said.popitem(last=False)
 
 
 def _words(journal: Journal, consumer: str, offset: int, epoch: int | str = "") -> tuple[str | int, ...]:

@@ -188,3 +188,17 @@ async def test_an_ack_is_not_said_again_of_what_another_worker_writes(
         lambda: known(embedded_url, journal, "d") == ENDS[1], "the newer ack is there again"
     )
     assert known(embedded_url, journal, "c") == 0
+
+
+async def test_of_more_acks_than_are_kept_the_oldest_is_forgotten(
+    journal: Journal, said: acks.Acks, embedded_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its reader has probably said more since, and memory is bounded."""
+    monkeypatch.setattr(acks, "KEPT_MOST", 1)
+    await said.acknowledge(journal, "c", ENDS[0])
+    await said.acknowledge(journal, "d", ENDS[1])
+    fail_over(embedded_url, journal, "c", "d")
+    await wait_until_async(
+        lambda: known(embedded_url, journal, "d") == ENDS[1], "the newer ack is there again"
+    )
+    assert known(embedded_url, journal, "c") == 0
