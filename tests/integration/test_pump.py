@@ -491,8 +491,8 @@ async def test_a_short_pause_is_told_to_nobody(plant: Plant) -> None:
         await until(lambda: job.pump, "it runs")
         for _ in range(10):
             # It stands still for as long as one look takes, and this many times.
-            await consumer.confirm(job.pump.writer.head)
-            before = job.pump.writer.head
+            before = job.pump.writer.head  # read first: by the time it is confirmed the window may be full
+            await consumer.confirm(before)
             await until(lambda before=before: job.pump.writer.head >= before + WINDOW // 2, "it goes on")
         plant.source.fountain = False
         plant.source.end()
