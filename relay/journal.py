@@ -210,7 +210,7 @@ class Journal:
 
     def post_health(self, consumer: str, health: str, cause: str) -> None:
         """Note how a consumer's client does, for every node's status; dropped with its detach."""
-        scripts.post_health(self.wire, self.keys, HEALTH + consumer, f"{health} {cause}".rstrip())
+        scripts.post_note(self.wire, self.keys, HEALTH + consumer, f"{health} {cause}".rstrip())
 
     def post_detach(self, consumer: str, connection: str, offset: int, *, keep: bool) -> None:
         """Leave the consumer at `offset`; `keep=False` forgets it."""

@@ -45,7 +45,7 @@ RELEASE = Script("release_lease")
 CANCEL = Script("cancel_response")
 ATTACH = Script("attach_consumer")
 DETACH = Script("detach_consumer")
-NOTE_HEALTH = Script("note_health")
+NOTE = Script("note_field")
 COUNT = Script("count_entries")
 RESET = Script("reset_consumer")
 FORGET = Script("forget_response")
@@ -284,9 +284,9 @@ def send_reset(wire: Line, keys: Keys, consumer: str, connection: str, offset: i
     return wire.send("EVAL", RESET.text, 1, keys.log, consumer, connection, offset)
 
 
-def post_health(wire: Line, keys: Keys, field: str, value: str) -> None:
-    """Note a consumer's health without waiting; a lost note is replaced by the next change."""
-    wire.post("EVALSHA", NOTE_HEALTH.sha, 1, keys.meta, field, value)
+def post_note(wire: Line, keys: Keys, field: str, value: str) -> None:
+    """Note a field of the meta without waiting: for what may be lost, or is said again."""
+    wire.post("EVALSHA", NOTE.sha, 1, keys.meta, field, value)
 
 
 def _refusal(reply: list[Any]) -> Exception:

@@ -13,7 +13,7 @@ _LIVED = "lived:"  # fields of the meta: the numbers of claims whose workers out
 
 def note_lived(journal: Journal, claim: int) -> None:
     """The worker of this claim lost its lease, but not its life. Does not wait; unheard it counts as dead."""
-    scripts.post_health(journal.wire, journal.keys, f"{_LIVED}{claim}", "1")
+    scripts.post_note(journal.wire, journal.keys, f"{_LIVED}{claim}", "1")
 
 
 async def is_poison(journal: Journal, claim: int, deliveries: int) -> bool:

@@ -15,7 +15,7 @@ BYTES_PER_TOKEN = 4.0  # of a worker that was lost before its first renewal
 
 def post_spent(journal: Journal, tokens: int, text_bytes: int) -> None:
     """Note how many tokens made so much content, without waiting; a lost note is replaced by the next."""
-    scripts.post_health(journal.wire, journal.keys, SPENT, f"{tokens} {text_bytes}")
+    scripts.post_note(journal.wire, journal.keys, SPENT, f"{tokens} {text_bytes}")
 
 
 async def delivered(journal: Journal, head: int) -> Prefix:

@@ -127,11 +127,10 @@ class Pump:
         Waits for Redis for as long as the writer does: the text is whole, and given up it might be lost to
         a source that cannot say it again. A worker that drains ends the wait.
         """
-        rest = await self.writer.drain_to_close()
-        self._metrics.journal_fill.observe(self.writer.head / self._settings.max_response_bytes)
         while True:
+            rest = await self.writer.drain_to_close()
             try:
-                await scripts.close_response(
+                head = await scripts.close_response(
                     self._journal.wire,
                     self._journal.keys,
                     epoch=self.writer.epoch,
@@ -142,11 +141,10 @@ class Pump:
                 )
             except Gap as gap:
                 self.writer.go_back(gap.head)
-                rest = await self.writer.drain_to_close()
             except Unavailable:
                 await asyncio.sleep(CLOSE_RETRY_S)
-                rest = await self.writer.drain_to_close()
             else:
+                self._metrics.journal_fill.observe(head / self._settings.max_response_bytes)
                 with suppress(RelayError):
                     entries = await self._journal.wire.call("XLEN", self._journal.keys.log)
                     self._metrics.stream_entries.observe(entries)

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Note how a consumer's client does, where every node's status finds it.
+-- Note a field of the meta, where every node and worker finds it: how a client does, what a worker has spent.
 -- KEYS 1 meta
 -- ARGV 1 field  2 value
 -- Returns 1, or 0 when the response is gone.
