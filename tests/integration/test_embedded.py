@@ -25,12 +25,13 @@ ROOT = Path(__file__).parents[2]
 
 # A program that uses the server, says so, and waits to be ended; on Ctrl-C it still needs the server.
 USER_PROGRAM = """
-import signal, socket
+import socket, time
 from relay.embedded import EmbeddedServer
 with EmbeddedServer(OPTIONS) as server:
     try:
         print(server.pid, server.port, server._directory, flush=True)
-        signal.pause()
+        while True:  # and not signal.pause(): a signal just before it would leave it waiting
+            time.sleep(0.05)
     except KeyboardInterrupt:
         with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
             connection.sendall(b"PING\\r\\n")
