@@ -333,6 +333,9 @@ def main(arguments: Sequence[str]) -> int:
         )
     )
     print(run.summary())
+    if not (run.faults and run.endings["stop"]):
+        print("nothing was proven: no fault was injected, or no response ended whole")
+        return 1
     return 1 if run.problems else 0
 
 
