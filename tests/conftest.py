@@ -8,9 +8,17 @@
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.keys import assert_no_leaks
 from tests.support.servers import IN_DOCKER, Missing, Server, admin, requested, running, skip_or_fail
+
+# How long an example takes says how busy the machine is: no example has a deadline, and to be slow at making
+# them is no finding. The rest is as Hypothesis has it, in CI as it has it there.
+settings.register_profile(
+    "relay", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("relay")
 
 
 def pytest_configure(config: pytest.Config) -> None:

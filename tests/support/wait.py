@@ -11,7 +11,7 @@ T = TypeVar("T")
 _POLL_INTERVAL_S = 0.01
 
 
-def wait_until(predicate: Callable[[], T], description: str, timeout_s: float = 10.0) -> T:
+def wait_until(predicate: Callable[[], T], description: str, timeout_s: float = 30.0) -> T:
     """The first true answer of `predicate`, asked every 10 ms.
 
     Raises:
@@ -25,7 +25,7 @@ def wait_until(predicate: Callable[[], T], description: str, timeout_s: float = 
 
 
 async def wait_until_async(
-    predicate: Callable[[], Awaitable[T] | T], description: str, timeout_s: float = 10.0
+    predicate: Callable[[], Awaitable[T] | T], description: str, timeout_s: float = 30.0
 ) -> T:
     """`wait_until` for the event loop; `predicate` may be a plain or an async function."""
     deadline = time.monotonic() + timeout_s
