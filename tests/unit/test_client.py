@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -29,6 +30,8 @@ from relay.client import (
 )
 from relay.errors import Forbidden, NotFound, Overloaded, WireProtocol
 from relay.position import Position
+from tests.support.ports import nobody_listens
+from tests.support.steady import steady
 from tests.support.wait import wait_until_async
 
 TOKENS = ["Wa", "ter ", "流れ", " — ", "🌊", " goes\n", "down."]
@@ -352,11 +355,10 @@ async def test_endless_reconnects() -> None:
 
 async def test_nobody_there() -> None:
     """No answer at all is a typed error that names the address."""
-    async with relay() as fake:
-        pass
-    async with client(fake) as relay_client:
-        with pytest.raises(Disconnected, match="no answer from http"):
-            await relay_client.status("r1")
+    with nobody_listens() as port:
+        async with client(FakeRelay([], url=f"http://127.0.0.1:{port}")) as relay_client:
+            with pytest.raises(Disconnected, match="no answer from http"):
+                await relay_client.status("r1")
 
 
 async def test_rewind_to_a_known_place() -> None:
@@ -480,26 +482,30 @@ async def test_explicit_acks() -> None:
 async def test_what_is_owed_is_confirmed_soon(refused: int) -> None:
     """Far below half its window a stream is confirmed within a second of each event, in silence too."""
     frames = script()
-    acks: list[tuple[float, int]] = []
+    acks: list[tuple[float, int]] = []  # those that were taken
     sent: list[tuple[float, int]] = []
     silent = asyncio.Event()
-    answers: list[int] = []
+    tries: list[float] = []
 
     async def answer(request: Request, writer: asyncio.StreamWriter) -> None:
         if request.method == "POST":
-            answers.append(refused if not answers and refused else 204)
-            acks.append((time.monotonic(), json.loads(request.body)["position"]))
-            await status(answers[-1])(request, writer)
+            tries.append(time.monotonic())
+            if len(tries) == 1 and refused:
+                await status(refused)(request, writer)
+                return
+            acks.append((clock.now, json.loads(request.body)["position"]))
+            await status(204)(request, writer)
             return
         writer.write(HEAD)
         for offset, data in frames[:-1]:
             writer.write(b"%x\r\n%b\r\n" % (len(data), data))
-            sent.append((time.monotonic(), offset))
+            sent.append((clock.now, offset))
             await asyncio.sleep(0.1)
         await silent.wait()
         writer.write(body([frames[-1][1]]))
 
     async with (
+        steady() as clock,
         relay(answer) as fake,
         client(fake) as relay_client,
         relay_client.stream("r1", window=100_000) as stream,
@@ -513,7 +519,7 @@ async def test_what_is_owed_is_confirmed_soon(refused: int) -> None:
     for at, offset in sent:
         confirmed = [ack_at - at for ack_at, acked in acks if acked >= offset]
         assert min(confirmed) < (2.0 if refused else 1.0), (offset, sent, acks)
-    assert len(acks) < len(sent)  # several at once
+    assert all(later - earlier > 0.39 for earlier, later in pairwise(tries))  # several at once
 
 
 async def _all(stream: Stream) -> list[Event]:
@@ -523,13 +529,15 @@ async def _all(stream: Stream) -> list[Event]:
 async def test_an_ack_that_is_refused_ends_a_silent_stream() -> None:
     """A refusal that no retry can change is raised, also while no event comes."""
     frames = script()
+    over = asyncio.Event()
 
     async def answer(request: Request, writer: asyncio.StreamWriter) -> None:
         if request.method == "POST":
             await status(403, {"error": {"message": "not yours", "param": None}})(request, writer)
             return
         writer.write(HEAD + body([frames[0][1]])[:-5])
-        await asyncio.sleep(1.5)  # silence, longer than an ack waits
+        await writer.drain()
+        await over.wait()  # silence
 
     async with (
         relay(answer) as fake,
@@ -538,6 +546,7 @@ async def test_an_ack_that_is_refused_ends_a_silent_stream() -> None:
     ):
         with pytest.raises(Forbidden, match="not yours"):
             await _all(stream)
+        over.set()
 
 
 async def test_given_up_read_loses_nothing() -> None:
