@@ -13,6 +13,9 @@ from relay.bench.muster import Muster, faults
 from relay.bench.readers import Habits, Kind, Target
 from relay.bench.reception import Ended, Outcome, Reception
 from relay.errors import InvalidValue, WireProtocol
+from tests.support.ports import nobody_listens
+from tests.support.steady import steady
+from tests.support.wait import wait_until_async
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"  # a body that ends with the connection
 EVENT = b"data: 0123456789\n\n"
@@ -28,11 +31,14 @@ class Server:
         self.script = script
         self.requests: list[str] = []
         self.endings: list[str] = []  # what the server saw: "eof", or the name of an error
+        self.writers: list[asyncio.StreamWriter] = []
         self.url = ""
+        self._looks_while_held = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection."""
         self.requests.append((await reader.readuntil(b"\r\n\r\n")).decode())
+        self.writers.append(writer)
         try:
             await self.script(reader, writer)
             self.endings.append("eof" if reader.at_eof() else "done")
@@ -41,6 +47,11 @@ class Server:
         finally:
             with contextlib.suppress(OSError):
                 writer.close()
+
+    def has_been_held(self, looks: int = 10) -> bool:
+        """Whether its client did not take what was there at so many looks."""
+        self._looks_while_held += self.writers[-1].transport.get_write_buffer_size() > 0
+        return self._looks_while_held >= looks
 
 
 @contextlib.asynccontextmanager
@@ -78,6 +89,19 @@ async def outcome_of(kind: Kind, server: Server, seconds: float = LONG_S, **habi
     return await read(kind, Target.of(server.url), Habits(**habits), until=until)  # type: ignore[arg-type]
 
 
+async def outcome_when(
+    kind: Kind, server: Server, reached: Callable[[Outcome], bool], **habits: object
+) -> Outcome:
+    """What one reader has seen when it is stopped, as soon as `reached` or it has ended."""
+    outcome, until = Outcome(), asyncio.get_running_loop().time() + 10 * LONG_S
+    given = Habits(**habits)  # type: ignore[arg-type]
+    reading = asyncio.create_task(read(kind, Target.of(server.url), given, until=until, outcome=outcome))
+    await wait_until_async(lambda: reading.done() or reached(outcome), "it has come so far")
+    reading.cancel()
+    await asyncio.wait([reading])
+    return outcome
+
+
 @pytest.mark.parametrize(
     "kind", [Kind.FAST, Kind.DRIPPING, Kind.FLAPPING, Kind.HALF_CLOSED, Kind.SLOW_PROCESSOR]
 )
@@ -94,7 +118,9 @@ async def test_every_kind_that_stays_gets_everything(kind: Kind) -> None:
 async def test_a_stalled_reader_leaves_the_rest_unread() -> None:
     """It stays connected, and what its small window lets in stays in its kernel."""
     async with serving(flood) as server:
-        outcome = await outcome_of(Kind.STALLED, server, 0.5)
+        outcome = await outcome_when(
+            Kind.STALLED, server, lambda outcome: outcome.events >= 1 and server.has_been_held()
+        )
     assert outcome.ended is Ended.OPEN
     assert outcome.events >= 1
     assert outcome.received_bytes <= 1024
@@ -110,10 +136,35 @@ async def test_a_stalled_reader_that_returns_reads_on() -> None:
 
 async def test_a_dripping_reader_keeps_its_rate() -> None:
     """Of a server that sends as fast as it can, so much a second."""
-    async with serving(flood) as server:
-        outcome = await outcome_of(Kind.DRIPPING, server, 1.0, drip_bytes_per_s=2000, drip_every_s=0.05)
+    loop = asyncio.get_running_loop()
+    async with serving(flood) as server, steady() as clock:
+        outcome = await outcome_when(
+            Kind.DRIPPING,
+            server,
+            lambda outcome: outcome.received_bytes >= 2000,
+            drip_bytes_per_s=2000,
+            drip_every_s=0.05,
+        )
+        took_s = loop.time() - outcome.asked_at
     assert outcome.ended is Ended.OPEN
-    assert 1000 <= outcome.received_bytes <= 2300
+    assert took_s >= 0.9
+    assert clock.now <= 2.0
+
+
+async def test_a_reader_ends_when_its_time_is_over() -> None:
+    """Then, and not before; what is open stays so for the server to see."""
+
+    async def silence(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    loop = asyncio.get_running_loop()
+    async with serving(silence) as server:
+        began = loop.time()
+        outcome = await outcome_of(Kind.FAST, server, 0.2)
+        assert loop.time() - began >= 0.2
+        heard = ["eof"] * outcome.connections
+        await wait_until_async(lambda: server.endings == heard, "the server hears that it went")
+    assert (outcome.ended, outcome.received_bytes) == (Ended.OPEN, 0)
 
 
 async def test_a_half_closed_reader_says_so_to_the_server() -> None:
@@ -131,22 +182,30 @@ async def test_a_half_closed_reader_says_so_to_the_server() -> None:
 async def test_a_vanished_reader_says_nothing_to_the_server() -> None:
     """Neither end of file nor reset, while the server's bytes stay unacknowledged."""
     heard = asyncio.Event()
+    told, at_leave = 0, []
 
     async def one_then_listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal told
         writer.write(HEAD + EVENT)
         await writer.drain()
         while not heard.is_set():
             writer.write(EVENT)
+            told += 1
             await asyncio.sleep(0.01)
-            if reader.at_eof():
+            if reader.at_eof() or reader.exception():
                 heard.set()
 
+    def long_gone(outcome: Outcome) -> bool:
+        if outcome.ended is Ended.LEFT and not at_leave:
+            at_leave[:] = [told, outcome.events]
+        return heard.is_set() or (bool(at_leave) and told > at_leave[0] + 30)
+
     async with serving(one_then_listen) as server:
-        outcome = await outcome_of(Kind.VANISHED, server, 0.5)
+        outcome = await outcome_when(Kind.VANISHED, server, long_gone)
         assert not heard.is_set()
         heard.set()
     assert (outcome.ended, outcome.connections) == (Ended.LEFT, 1)
-    assert outcome.events < 10
+    assert outcome.events == at_leave[1]
 
 
 async def test_a_reset_is_one_and_falls_within_an_event() -> None:
@@ -170,7 +229,13 @@ async def test_a_reset_is_one_and_falls_within_an_event() -> None:
 async def test_a_slow_processor_reads_no_more_than_its_window() -> None:
     """A server that knows no acks is not read while so much is unprocessed."""
     async with serving(flood) as server:
-        outcome = await outcome_of(Kind.SLOW_PROCESSOR, server, 0.6, window=1000, process_bytes_per_s=1000)
+        outcome = await outcome_when(
+            Kind.SLOW_PROCESSOR,
+            server,
+            lambda outcome: outcome.text_bytes >= 1000 and server.has_been_held(30),
+            window=1000,
+            process_bytes_per_s=1000,
+        )
     assert outcome.text_bytes >= 1000
     assert outcome.received_bytes < 64 * 1024
     assert outcome.ended is Ended.OPEN
@@ -187,7 +252,10 @@ async def test_a_cut_is_told_as_a_reset() -> None:
         writer.transport.abort()
 
     async with serving(cut) as server:
-        outcomes = [await outcome_of(kind, server, 0.5) for kind in (Kind.FAST, Kind.STALLED)]
+        outcomes = [
+            await outcome_of(Kind.FAST, server),
+            await outcome_when(Kind.STALLED, server, lambda _: len(server.endings) == 2),
+        ]
     assert [outcome.ended for outcome in outcomes] == [Ended.RESET] * 2
 
 
@@ -220,9 +288,10 @@ async def test_what_is_no_event_stream_is_refused(answer: bytes, told: str) -> N
 
 async def test_nobody_there_is_refused() -> None:
     """A port that nobody listens on."""
-    async with serving(ten_events) as server:
-        pass
-    outcome = await outcome_of(Kind.FAST, server)
+    server = Server(ten_events)
+    with nobody_listens() as port:
+        server.url = f"http://127.0.0.1:{port}/events"
+        outcome = await outcome_of(Kind.FAST, server)
     assert (outcome.ended, outcome.connections) == (Ended.REFUSED, 0)
 
 
