@@ -18,6 +18,8 @@ from tests.support.stage import House
 from tests.support.system import Answer, Api, Process, Reader, Worker, metric
 from tests.support.wait import wait_until
 
+pytestmark = pytest.mark.timeout(240)
+
 BUDGET = 64 * 1024 * 1024
 LIMITED = 8
 MODELS = """
@@ -46,7 +48,7 @@ def crowd(settings: dict[str, object]) -> Iterator[House]:
         Api(redis.url, **settings) as other,
         Worker(redis.url, concurrency=1, abandon_after_s=600, **settings),
     ):
-        running = create(api, tokens=5000, rate=20, metadata={"is": "running"})
+        running = create(api, tokens=40_000, rate=20, metadata={"is": "running"})  # over half an hour
         api.wait_status(running["id"], "running")
         create(api, metadata={"is": "waiting"})
         yield House(redis, api, other)
@@ -105,10 +107,20 @@ def logged(process: Process, event: str) -> list[dict[str, Any]]:
     return [line for line in lines if line["event"] == event]
 
 
-def wait_level(house: House, level: int, within_s: float = 20) -> None:
-    """Both nodes come to this level."""
-    for api in (house.api, house.other):
-        wait_until(lambda: metric(api.port, "relay_pressure_level") == level, f"level {level}", within_s)  # noqa: B023
+def level_of(api: Api) -> float:
+    """The pressure as a node sees it."""
+    return metric(api.port, "relay_pressure_level")
+
+
+def steps_from(api: Api, level: int) -> set[int]:
+    """The levels to which a node has gone from this one."""
+    return {step["pressure"] for step in logged(api, "pressure") if step["before"] == level} - {level}
+
+
+def wait_level(house: House, level: int, within_s: float = 60) -> None:
+    """Both nodes come to this level, and are there together."""
+    nodes = house.api, house.other
+    wait_until(lambda: all(level_of(api) == level for api in nodes), f"level {level}", within_s)
 
 
 def fill(redis: EmbeddedServer, share: float) -> None:
@@ -137,9 +149,10 @@ def test_memory_step_by_step_and_back(settings: dict[str, object]) -> None:
         Worker(redis.url, abandon_after_s=600, **settings),
     ):
         house = House(redis, api, other)
-        old = create(api, tokens=440, rate=20)
-        with Reader(api.port, old["events_url"]) as running:
-            running.until(lambda reader: reader.text, "the running answer has begun")
+        old, long = create(api, tokens=440, rate=20), create(api, tokens=40_000, rate=20)
+        with Reader(api.port, old["events_url"]) as running, Reader(other.port, long["events_url"]) as longer:
+            for reader in (running, longer):
+                reader.until(lambda reader: reader.text, "the running answer has begun")
             _level_0(house)
             fill(redis, 0.72)
             wait_level(house, 1)
@@ -149,7 +162,7 @@ def test_memory_step_by_step_and_back(settings: dict[str, object]) -> None:
             _level_2(house)
             fill(redis, 0.85)
             wait_level(house, 3)
-            running.drain().past(running.position)
+            longer.drain().past(longer.position)
             _level_3(house)
             fill(redis, 0.63)  # over the mark at which level 1 is left, under the one at which it is entered
             wait_level(house, 1)
@@ -159,7 +172,7 @@ def test_memory_step_by_step_and_back(settings: dict[str, object]) -> None:
             _level_0(house)
             running.run(within_s=60)
         assert running.exact() == ""
-        assert running.notices == []
+        assert not {"limited", "fallback", "shortened"} & {*running.notices, *longer.notices}
         assert running.terminal is not None
         assert running.terminal.data["usage"]["completion_tokens"] == 440
         _told(house)
@@ -219,7 +232,7 @@ def _level_3(house: House) -> None:
     assert len(set(waits)) > 1  # they do not come back together
     with Api(house.redis.url) as late:  # without a budget of its own: it is told by the others
         wait_until(
-            lambda: post(late, model="simulated").status == 429, "a node that has just started agrees", 3
+            lambda: post(late, model="simulated").status == 429, "a node that has just started agrees", 20
         )
 
 
@@ -251,33 +264,37 @@ def test_as_many_as_may_be(settings: dict[str, object]) -> None:
         Worker(redis.url, abandon_after_s=600, **settings),
     ):
         house = House(redis, api, other)
-        made = [create(api, tokens=5000, rate=1) for _ in range(17)]
+        rate = 0.02  # also the few tokens that are left of the last ones take minutes
+        made = [create(api, tokens=5000, rate=rate) for _ in range(17)]
         wait_level(house, 1)
-        made += [create(other, tokens=5000, rate=1, model="small") for _ in range(2)]
+        made += [create(other, tokens=5000, rate=rate, model="small") for _ in range(2)]
         wait_level(house, 2)
-        made.append(create(api, tokens=5000, rate=1))
+        made.append(create(api, tokens=5000, rate=rate))
         assert made[-1]["model"] == "small"
         wait_until(lambda: post(other).status == 429, "one too many is refused")
         wait_level(house, 3)
         refused(api, "active")
         for one in made:
             assert api.call("DELETE", f"/v1/streams/{one['id']}").status == 202
-        wait_until(lambda: post(api, degrade=False).status == 429, "it is let go step by step", 1)
-        wait_until(lambda: metric(api.port, "relay_pressure_level") < 3, "there is room again", 8)
-        assert read(api, create(api)).notices == ["limited", "fallback"]
+        assert post(api, degrade=False).status == 429  # it is let go step by step
+        wait_until(lambda: level_of(api) < 3, "there is room again")
+        notices = read(api, create(api)).notices
+        assert notices == ["limited", "fallback"] or level_of(api) < 2  # the next step came meanwhile
+        assert steps_from(api, 3) == {2}
 
 
 def test_a_queue_that_nobody_takes_from(crowd: House, settings: dict[str, object]) -> None:
     """A job that waits is pressure by its age: at 15 s all are refused, for about that long."""
-    wait_level(crowd, 3, within_s=25)
-    waited_s = metric(crowd.api.port, "relay_jobs_oldest_seconds")
-    assert waited_s >= 15
+    wait_level(crowd, 3)
+    oldest = "relay_jobs_oldest_seconds"
+    wait_until(lambda: metric(crowd.api.port, oldest) >= 15, "this node sees it too")
+    waited_s = metric(crowd.api.port, oldest)
     waits = [refused(crowd.api, "queue") for _ in range(12)]
     assert min(waits) >= min(0.7 * waited_s, 20)
     assert len(set(waits)) > 2
     newest = {one["metadata"]["is"]: one for one in crowd.api.call("GET", "/v1/streams").json["data"]}
     with admin(crowd.redis.url) as client:
-        assert client.get(PRESSURE) == "3 queue"
+        wait_until(lambda: client.get(PRESSURE) == "3 queue", "a node leaves its level for the others")
     # Who runs goes on: its reader has new text now.
     with Reader(crowd.other.port, f"/v1/streams/{newest['running']['id']}/events") as reader:
         reader.until(lambda reader: reader.text, "what there is")
@@ -287,7 +304,7 @@ def test_a_queue_that_nobody_takes_from(crowd: House, settings: dict[str, object
         waiting = read(crowd.api, {"events_url": f"/v1/streams/{newest['waiting']['id']}/events"})
         assert waiting.notices == []
         nodes = (crowd.api, crowd.other)  # each by its own look, half a second apart
-        wait_until(
-            lambda: all(metric(node.port, "relay_pressure_level") < 3 for node in nodes), "a step down", 10
-        )
-        assert create(crowd.other)["model"] == "small"
+        wait_until(lambda: all(level_of(node) < 3 for node in nodes), "a step down")
+        made = create(crowd.other)
+        assert made["model"] == "small" or level_of(crowd.other) < 2  # the next step came meanwhile
+        assert steps_from(crowd.other, 3) == {2}
