@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from relay import scripts, simulation
+from relay import ladder, scripts, simulation
 from relay.errors import OutOfMemory, SourceFailed, Unavailable
 from relay.events import Channel, Placed, Record, content, encode
 from relay.jobs import Jobs
@@ -39,6 +39,7 @@ from workers.sources.simulated import SimulatedSource
 from workers.worker import CLAIM_BATCH, Worker
 
 WINDOW = 2048
+LONG_S = 300.0  # an interval that no test waits for
 LINE = "sixteen bytes… "  # of a fountain, one a read
 SLACK = 512  # what may be produced over a window: the start, a notice, one read
 
@@ -375,10 +376,12 @@ async def test_the_first_text_does_not_wait_for_the_flush_interval(plants: Open)
     async with running(job):
         await until(lambda: plant.source.opened, "the source is open")
         await until(lambda: job.pump.writer.head, "the start is there")
+        job.pump.writer.flush_s = LONG_S
         plant.source.say("first")
-        began = asyncio.get_running_loop().time()
-        await until(lambda: _has_text(journal), "the text is there", timeout_s=5)
-        assert asyncio.get_running_loop().time() - began < 0.4
+        await until(lambda: _has_text(journal), "the text is there")
+        plant.source.say(" second")
+        await until(lambda: plant.source.reads == 2, "it is read")
+        assert await text(journal) == "first"
 
 
 async def _has_text(journal: Journal) -> bool:
@@ -450,13 +453,16 @@ async def test_the_source_is_read_again_at_half_of_the_window(plant: Plant) -> N
     async with running(job):
         await stalled(job, plant.source)
         await until(lambda: job.pump.governor.is_paused, "it has been paused")
-        produced, count = job.pump.writer.produced, looks(job)
+        produced, reads = job.pump.writer.produced, plant.source.reads
         await consumer.confirm(produced - WINDOW // 2 - 1)
+        count = looks(job)
         await until(lambda: count() >= 3, "it has looked three times")
-        assert job.pump.writer.produced == produced
+        assert (job.pump.writer.produced, plant.source.reads) == (produced, reads)
         await consumer.confirm(produced - WINDOW // 2)
-        await until(lambda: job.pump.writer.produced > produced, "it goes on")
-        assert WINDOW // 2 + WINDOW <= await stalled(job, plant.source) <= WINDOW // 2 + WINDOW + 2 * SLACK
+        await until(lambda: plant.source.reads > reads, "it goes on")
+        # A window from where the reader is; as above, less what merging saves.
+        filled = await stalled(job, plant.source) - consumer.position
+        assert WINDOW - SLACK // 4 <= filled <= WINDOW + SLACK
 
 
 async def test_a_pause_is_told_when_it_lasts(plant: Plant) -> None:
@@ -481,8 +487,10 @@ async def test_a_pause_is_told_when_it_lasts(plant: Plant) -> None:
     await done(journal)
 
 
-async def test_a_short_pause_is_told_to_nobody(plant: Plant) -> None:
+async def test_a_short_pause_is_told_to_nobody(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is flow control; but the source hears for how long it was not read."""
+    # These pauses take milliseconds, and would take half a second where a busy machine stops the test for it.
+    monkeypatch.setattr(ladder, "TOLD_AFTER_S", 8.0)
     journal = await plant.submit()
     consumer = await reader(journal)
     plant.source.fountain = True
@@ -501,7 +509,7 @@ async def test_a_short_pause_is_told_to_nobody(plant: Plant) -> None:
     assert await notices(journal) == []
     assert plant.metrics.throttled_s["window"] > 0
     assert sum(plant.source.skipped) == pytest.approx(plant.metrics.throttled_s["window"])
-    assert all(0 <= seconds < NOTICE_AFTER_S for seconds in plant.source.skipped)
+    assert all(0 <= seconds < ladder.TOLD_AFTER_S for seconds in plant.source.skipped)
 
 
 async def test_the_best_live_reader_paces(plant: Plant) -> None:
@@ -518,8 +526,10 @@ async def test_the_best_live_reader_paces(plant: Plant) -> None:
             await asyncio.sleep(0.001)
         produced = await stalled(job, plant.source)
         assert good.position < produced <= good.position + WINDOW + SLACK
+        reads = plant.source.reads
         await good.leave()
-        assert await stalled(job, plant.source) == produced
+        await stalled(job, plant.source)  # a notice of the pause may come meanwhile, and nothing else
+        assert plant.source.reads == reads
 
 
 async def test_without_any_reader_yet_the_window_is_filled_and_no_more(plant: Plant) -> None:
@@ -530,9 +540,10 @@ async def test_without_any_reader_yet_the_window_is_filled_and_no_more(plant: Pl
     async with running(job):
         produced = await stalled(job, plant.source)
         assert WINDOW - SLACK // 4 <= produced <= WINDOW + SLACK
+        reads = plant.source.reads
         consumer = await reader(journal)
         await consumer.confirm(job.pump.writer.head)
-        await until(lambda: job.pump.writer.produced > produced, "it goes on for the first reader")
+        await until(lambda: plant.source.reads > reads, "it goes on for the first reader")
 
 
 async def test_a_pause_is_bounded(plants: Open) -> None:
@@ -654,7 +665,8 @@ async def test_a_cancel_is_heard_with_the_next_append(plant: Plant, redis: Redis
     """Where the control channel's message was lost."""
     journal, job = await plant.taken()
     async with running(job) as task:
-        await until(lambda: plant.source.opened, "the source is open")
+        # Else the append of the start might hear of it, before there is any text.
+        await until(lambda: job.pump and job.pump.writer.head, "the start is there")
         redis.hset(journal.keys.meta, "cancel", "1")
         plant.source.say("some text")
         await over(task)
@@ -1241,21 +1253,21 @@ class _Later:
 async def test_a_drained_worker_hands_its_responses_over(plants: Open) -> None:
     """Everything produced is in Redis, the lease is free, and the next worker goes on exactly."""
     first = await simulated_plant(plants, worker_id="old")
-    second = await simulated_plant(plants, worker_id="new")
-    journal = await first.submit(
-        background=True, simulation={"tokens": 400, "tokens_per_second": 2000, "seed": 5}
-    )
+    second = await simulated_plant(plants, worker_id="new", window_bytes=65_536)
+    tokens = 1000  # more than a window, at which the old worker stands until it is told to go
+    journal = await first.submit(simulation={"tokens": tokens, "tokens_per_second": 0, "seed": 5})
     job = await first.job()
     async with running(job) as task:
-        await until(lambda: job.pump and job.pump.writer.head > 100, "some text")
+        await until(lambda: job.pump and job.pump.writer.head > WINDOW // 2, "some text")
         job.pump.stop("handover")
         await over(task)
+    assert (await snapshot(journal)).head == job.pump.writer.produced
     assert (await snapshot(journal)).status == "queued"
     assert not await journal.wire.call("EXISTS", journal.keys.lease)
     assert await first.depth() == 1
     assert +first.metrics.outcomes == {}
     await run(await second.job())
-    assert await text(journal) == simulation.text(5, 0, 400)
+    assert await text(journal) == simulation.text(5, 0, tokens)
     await done(journal)
     assert (await snapshot(journal)).epoch // scripts.EPOCH_NONCES == 2
     assert await second.depth() == 0
@@ -1326,7 +1338,7 @@ async def test_a_cancel_reaches_a_quiet_generation_at_once(plants: Open, embedde
     async with at_work(plant, embedded_url):
         await until(lambda: plant.source.opened, "the source is open")
         await cancel(journal)
-        await until(lambda: has_ended(journal), "it is cancelled", timeout_s=1)
+        await until(lambda: has_ended(journal), "it is cancelled")
     assert (await done(journal))["finish_reason"] == "cancelled"
     assert plant.source.closed == 1
 
@@ -1339,7 +1351,7 @@ async def test_a_cancel_does_not_wait_for_an_upstream_to_accept(plants: Open, em
     async with at_work(plant, embedded_url):
         await until(lambda: plant.source.asked, "the upstream is asked")
         await cancel(journal)
-        await until(lambda: has_ended(journal), "it is cancelled", timeout_s=1)
+        await until(lambda: has_ended(journal), "it is cancelled")
     assert (await done(journal))["finish_reason"] == "cancelled"
     assert (plant.source.opened, plant.source.closed) == ([], 1)
 
@@ -1355,9 +1367,11 @@ async def test_a_stop_while_the_response_is_being_claimed_is_not_lost(plant: Pla
     assert await plant.depth() == {"cancelled": 0, "handover": 1}[reason]
 
 
-async def test_a_defect_in_one_generation_does_not_stop_the_others(plants: Open, embedded_url: str) -> None:
+async def test_a_defect_in_one_generation_does_not_stop_the_others(
+    plants: Open, embedded_url: str, redis: Redis
+) -> None:
     """Its job is found without a lease, and tried again."""
-    plant = await plants(lease_s=0.5, lease_renew_s=0.1, source=Scripted(continues=True))
+    plant = await plants(lease_s=200, lease_renew_s=100, source=Scripted(continues=True))
     bad, good = await plant.submit("bad"), None
     async with at_work(plant, embedded_url) as (_, task):
         await until(lambda: plant.source.opened, "the source is open")
@@ -1368,6 +1382,7 @@ async def test_a_defect_in_one_generation_does_not_stop_the_others(plants: Open,
         await until(lambda: has_ended(good), "the other one ends")
         assert not task.done()
         plant.source.say("bad", finish=Finish("stop"))
+        redis.delete(bad.keys.lease)  # it has run out: not before, or both would ask for the same text
         await until(lambda: has_ended(bad), "it is tried again")
     assert [await text(journal) for journal in (bad, good)] == ["bad", "good"]
     assert plant.metrics.reclaimed == 1
@@ -1387,7 +1402,7 @@ async def test_a_lost_worker_s_response_is_taken_over_when_its_lease_has_run_out
         plant = await plants(lease_s=0.5, lease_renew_s=0.1, source=Scripted(continues=True))
         plant.source.say("two", finish=Finish("stop"))
         async with at_work(plant, embedded_url):
-            await until(lambda: has_ended(journal), "it is taken over", timeout_s=5)
+            await until(lambda: has_ended(journal), "it is taken over", timeout_s=15)
     assert await text(journal) == "one two"
     assert plant.source.opened == [Prefix("one ", tokens=1)]
     assert plant.metrics.reclaimed == 1
@@ -1468,18 +1483,24 @@ async def test_a_node_that_does_not_answer_costs_no_other_response_its_lease(
     """One renewal that hangs is left alone after a while, and the others are sent as before."""
     plant = await plants(lease_s=1, lease_renew_s=0.2)
     stuck, well = await plant.submit("stuck"), await plant.submit("well")
-    renew = GenerationJob.renew
+    renew, renewed = GenerationJob.renew, 0
 
     async def hangs(job: GenerationJob) -> None:
+        nonlocal renewed
         if job.journal.id == "stuck":
             await asyncio.Event().wait()
         await renew(job)
+        renewed += 1
 
     monkeypatch.setattr(GenerationJob, "renew", hangs)
     async with at_work(plant, embedded_url):
         await until(lambda: plant.metrics.running == 2, "both run")
         await until(lambda: not redis.exists(stuck.keys.lease), "the one that hangs loses its lease")
-        assert redis.exists(well.keys.lease)
+        # Counted, for on a busy machine any lease of a second may run out between two renewals.
+        before = renewed
+        await until(lambda: renewed >= before + 3, "the other one is renewed as before")
+        await until(lambda: redis.exists(well.keys.lease), "and has its lease")
+        assert not redis.exists(stuck.keys.lease)
         monkeypatch.undo()
         plant.source.end()
         plant.source.end()
@@ -1539,8 +1560,11 @@ async def test_after_redis_was_away_a_worker_keeps_its_responses(
     plants: Open, embedded_url: str, redis: Redis
 ) -> None:
     """All leases ran out meanwhile: who holds a response renews first, before others look for orphans."""
+    # No renewal comes by itself in the time of a test, nor do the others lose their patience in it.
+    leases = {"lease_s": 200, "lease_renew_s": 100}
     async with proxy(embedded_url) as line, proxy(embedded_url) as other_line:
-        plant, other = await plants(line.url), await plants(other_line.url, worker_id="w2")
+        plant = await plants(line.url, **leases)
+        other = await plants(other_line.url, worker_id="w2", **leases)
         journal = await plant.submit()
         async with at_work(plant, line.url), at_work(other, other_line.url):
             await until(lambda: plant.source.opened or other.source.opened, "the source is open")
