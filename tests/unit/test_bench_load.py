@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import time
+from collections.abc import Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ class Behaviour:
     corrupt: bool = False  # one character of the text is another
     cut_after: int | None = None  # tokens after which the connection is closed
     comment: bool = False  # a keep-alive comment and a notice before each delta
+    may_end: Callable[[], bool] = lambda: True  # no response ends before this says so
     asked: dict[str, Any] | None = None  # the simulation of the last POST; a GET plays it from its own start
 
 
@@ -70,12 +72,14 @@ class FakeNode(asyncio.Protocol):
     def step(self) -> None:
         """Send the next delta, then wait until the last token of the one after it is due."""
         behaviour = self.behaviour
-        if self.timer is not None:
+        if self.timer is not None and self.sent < self.tokens:
             stop = min(self.sent + behaviour.per_frame, self.tokens)
             self.delta(simulation.text(self.seed, self.sent, stop))
             self.sent = stop
         if behaviour.cut_after is not None and self.sent >= behaviour.cut_after:
             self.transport.close()
+        elif self.sent == self.tokens and not behaviour.may_end():
+            self.timer = self.loop.call_later(0.01, self.step)
         elif self.sent == self.tokens:
             self.event(b"done", {"finish_reason": "stop", "sha256": self.digest.hexdigest()})
             self.write(b"0\r\n\r\n")
@@ -109,17 +113,19 @@ async def fake_node(behaviour: Behaviour):
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
-async def run(behaviour: Behaviour, **changes: Any) -> dict[str, Any]:
-    """A small run of the load client against one fake node."""
+async def run(behaviour: Behaviour, *, together: int = 0, **changes: Any) -> dict[str, Any]:
+    """A small run of the load client against one fake node; none ends before so many stream at once."""
     async with fake_node(behaviour) as url:
-        given = {"responses": 5, "tokens": 30, "rate": 150.0, "ramp_s": 0.05, "grace_s": 1.0} | changes
-        plan = Plan(urls=[url], **given)
-        return await asyncio.to_thread(Load(plan, lambda _: None).run)
+        given = {"responses": 5, "tokens": 30, "rate": 150.0, "ramp_s": 0.05, "grace_s": 30.0} | changes
+        load = Load(Plan(urls=[url], **given), lambda _: None)
+        if together:
+            behaviour.may_end = lambda: load.tally.peak_streaming >= together
+        return await asyncio.to_thread(load.run)
 
 
 async def test_every_token_is_delivered_timed_and_checked():
     """All tokens of all responses are counted, and every digest is compared."""
-    result = await run(Behaviour())
+    result = await run(Behaviour(), together=5)
     assert result["outcomes"] == {"stop": 5}
     assert result["tokens"] == result["tokens_expected"] == 150
     assert result["delivered"] == 1.0
@@ -133,7 +139,7 @@ async def test_every_token_is_delivered_timed_and_checked():
 
 async def test_every_viewer_of_a_response_counts():
     """With three viewers a response is asked for once, read three times, and every token counts thrice."""
-    result = await run(Behaviour(), viewers=3)
+    result = await run(Behaviour(), together=15, viewers=3)
     assert result["outcomes"] == {"stop": 15}
     assert result["tokens"] == result["tokens_expected"] == 450
     assert result["digests"] == {"checked": 15, "ok": 15, "bad": 0}
@@ -142,9 +148,8 @@ async def test_every_viewer_of_a_response_counts():
 
 async def test_latency_is_counted_from_the_schedule_of_the_source():
     """A server that is 80 ms late throughout is seen as 80 ms late for every token, not as on time."""
-    result = await run(Behaviour(late_s=0.08))
-    assert result["latency_ms"]["min"] >= 79
-    assert result["latency_ms"]["p50"] < 160
+    result = await run(Behaviour(late_s=0.08), tokens=150)
+    assert 79 <= result["latency_ms"]["min"] < 160  # a busy machine adds to some, hardly to all of a second
     assert result["early_tokens"] == 0
 
 
@@ -153,8 +158,7 @@ async def test_each_token_of_a_coalesced_frame_has_its_own_latency():
     result = await run(Behaviour(per_frame=6))
     assert result["frames"] == 25
     assert result["tokens_per_frame"] == 6.0
-    assert result["latency_ms"]["max"] >= 33
-    assert result["latency_ms"]["min"] < 33
+    assert result["latency_ms"]["max"] - result["latency_ms"]["min"] >= 33
 
 
 async def test_comments_and_notices_are_not_text():
@@ -189,14 +193,14 @@ async def test_a_refusal_is_counted():
 
 async def test_a_run_stops_by_itself():
     """A server that is behind by more than the grace does not hold the run."""
-    result = await run(Behaviour(late_s=30), grace_s=0.1)
-    assert result["wall_s"] < 5
+    result = await run(Behaviour(late_s=60), ramp_s=0, grace_s=1.0)
+    assert result["wall_s"] < 30
     assert result["outcomes"] == {"cut": 5}
 
 
 async def test_nobody_listens():
     """Without a server the run ends with every response unreachable."""
-    plan = Plan(urls=["http://127.0.0.1:1"], responses=3, tokens=5, rate=100.0, ramp_s=0.01, grace_s=0.1)
+    plan = Plan(urls=["http://127.0.0.1:1"], responses=3, tokens=5, rate=100.0, ramp_s=0.01)
     result = await asyncio.to_thread(Load(plan, lambda _: None).run)
     assert result["outcomes"] == {"unreachable": 3}
 
@@ -214,12 +218,13 @@ async def test_the_client_is_a_process_of_its_own():
     """The whole way: plan in on its input, progress and result out, CPU time of the client beside it."""
     seen: list[dict[str, Any]] = []
     async with fake_node(Behaviour()) as url:
-        plan = Plan([], responses=20, tokens=60, rate=50.0, ramp_s=0.1)
+        plan = Plan([], responses=20, tokens=100, rate=50.0, ramp_s=0.1)
         shape = Shape(urls=(url,), key="a-secret-key")
         result = await asyncio.to_thread(bench_run.measure, shape, plan, seen.append)
     assert result["digests"]["ok"] == 20
     assert seen
     assert seen[-1]["open"] <= 20
     assert set(result["cpu"]["us_per_token"]) == {"load", "total"}
+
     assert 0 < result["cpu"]["seconds"]["load"] < 1
     assert "a-secret-key" not in str(result)
