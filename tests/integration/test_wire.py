@@ -25,6 +25,7 @@ from relay.errors import (
 from relay.link import Reply
 from relay.wire import Wire, open_wire
 from tests.support.fake_redis import Command, fake_redis, mute, polite
+from tests.support.ports import nobody_listens
 from tests.support.servers import admin, out_of_memory, writes_paused
 from tests.support.wait import wait_until_async
 
@@ -63,15 +64,22 @@ def with_database(url: str, database: int) -> str:
 
 
 def kill_client(client: Redis, name: str = NAME) -> None:
-    """End the connection of that name from the server's side."""
-    (found,) = (row for row in client.client_list() if row["name"] == name)
-    client.client_kill_filter(_id=found["id"])
+    """End the connection of that name from the server's side.
+
+    The newest: one that has left may be listed for a moment more.
+    """
+    client.client_kill_filter(_id=max(int(row["id"]) for row in client.client_list() if row["name"] == name))
 
 
 async def outcomes(replies: list[Reply]) -> list[Any]:
     """What became of each, errors as values."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         return await asyncio.gather(*replies, return_exceptions=True)
+
+
+def be_patient(wire: Wire) -> None:
+    """From here on no reply is late, however busy the machine is."""
+    wire._reply_timeout_s = 60.0
 
 
 # --- many commands on one connection
@@ -206,6 +214,7 @@ async def test_messages_between_replies_do_not_shift_them(redis_url: str) -> Non
             replies += [wire.send("SPUBLISH", "bell", number), wire.send("ECHO", number)]
         answers = await asyncio.gather(*replies)
         assert answers == [answer for number in range(200) for answer in (1, b"%d" % number)]
+        assert await wire.call("PING") == b"PONG"  # the last message may have come after the last reply
         assert heard == [b"%d" % number for number in range(200)]
 
 
@@ -341,7 +350,7 @@ async def test_a_break_fails_every_command_in_flight(redis_url: str) -> None:
 async def test_a_killed_server_is_found_again_when_it_is_back() -> None:
     """Everything in flight fails, what is sent meanwhile is refused, and the wire returns by itself."""
     with EmbeddedServer() as server:
-        async with open_wire(server.url, name=NAME, connect_timeout_s=0.2) as wire:
+        async with open_wire(server.url, name=NAME) as wire:
             os.kill(server.pid, signal.SIGSTOP)
             replies = [wire.send("ECHO", number) for number in range(20)]
             await asyncio.sleep(0)  # they leave
@@ -350,8 +359,10 @@ async def test_a_killed_server_is_found_again_when_it_is_back() -> None:
             assert not wire.is_connected
             with pytest.raises(Unavailable, match="no connection"):
                 wire.send("ECHO", "now")
+            patience_s, wire._connect_timeout_s = wire._connect_timeout_s, 0.1
             with pytest.raises(Unavailable, match="no connection"):
                 await wire.call("ECHO", "within the connect timeout")
+            wire._connect_timeout_s = patience_s
             await asyncio.to_thread(server.restart)
             await wait_until_async(lambda: wire.is_connected, "the wire is back")
             assert await wire.call("ECHO", "back") == b"back"
@@ -369,8 +380,9 @@ async def test_a_call_waits_for_the_connection_to_come_back(redis_url: str) -> N
 
 async def test_without_a_connection_send_raises_and_post_is_silent(redis_url: str) -> None:
     """`send` never waits; a notification that cannot leave is nobody's business."""
-    wire = await Wire.connect(redis_url, name=NAME, connect_timeout_s=0.05)
+    wire = await Wire.connect(redis_url, name=NAME)
     await wire.close()
+    wire._connect_timeout_s = 0.05  # only now: a busy machine may take longer to connect
     assert not wire.is_connected
     assert wire.inflight == 0
     with pytest.raises(Unavailable, match="no connection"):
@@ -388,8 +400,8 @@ async def test_closing_fails_what_is_in_flight_at_once(redis_url: str) -> None:
         replies = [wire.send("SET", "paused", number, "EX", 60) for number in range(3)]
         await asyncio.sleep(0)  # they leave
         await wire.close()
-        async with asyncio.timeout(1):
-            assert [type(error) for error in await outcomes(replies)] == [ConnectionLost] * 3
+        assert all(reply.done() for reply in replies)
+        assert [type(error) for error in await outcomes(replies)] == [ConnectionLost] * 3
 
 
 async def test_closing_does_not_wait_for_a_server_that_hangs() -> None:
@@ -400,7 +412,7 @@ async def test_closing_does_not_wait_for_a_server_that_hangs() -> None:
         try:
             replies = [wire.send("ECHO", bytes(1_000_000)) for _ in range(20)]
             await asyncio.sleep(0)  # as much as the sockets hold leaves
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 await wire.close()
             assert [type(error) for error in await outcomes(replies)] == [ConnectionLost] * 20
         finally:
@@ -470,6 +482,7 @@ async def test_a_server_that_owes_a_reply_too_long_is_taken_for_dead() -> None:
         with pytest.raises(ConnectionLost):
             await wire.call("ECHO", "hang")
         assert asyncio.get_running_loop().time() - before_s >= 0.1
+        be_patient(wire)
         assert await wire.call("ECHO", "back") == b"back"
         assert wire.reconnects == 1
 
@@ -477,9 +490,10 @@ async def test_a_server_that_owes_a_reply_too_long_is_taken_for_dead() -> None:
 async def test_an_idle_connection_is_kept() -> None:
     """Silence is only silence when something is owed."""
     async with fake_redis() as fake, open_wire(fake.url, reply_timeout_s=0.02) as wire:
-        assert await wire.call("ECHO", "a") == b"a"
+        assert wire.inflight == 0  # the greeting was answered
         await asyncio.sleep(0.1)  # what must not happen within five timeouts
-        assert await wire.call("ECHO", "b") == b"b"
+        be_patient(wire)
+        assert await wire.call("ECHO", "a") == b"a"
         assert wire.reconnects == 0
 
 
@@ -503,10 +517,10 @@ async def test_a_server_that_ends_in_its_greeting_is_unavailable() -> None:
             await Wire.connect(fake.url)
 
 
-async def test_nobody_listening_is_unavailable(unused_tcp_port: int) -> None:
+async def test_nobody_listening_is_unavailable() -> None:
     """The message names the address and holds no password."""
-    with pytest.raises(Unavailable, match=f"127.0.0.1:{unused_tcp_port}") as raised:
-        await Wire.connect(f"redis://user:secret@127.0.0.1:{unused_tcp_port}/0")
+    with nobody_listens() as port, pytest.raises(Unavailable, match=f"127.0.0.1:{port}") as raised:
+        await Wire.connect(f"redis://user:secret@127.0.0.1:{port}/0")
     assert "secret" not in str(raised.value)
 
 
