@@ -14,6 +14,7 @@ from relay.link import pack
 from relay.settings import Settings
 from relay.topology import Topology, open_topology
 from relay.wire import Options
+from tests.support.ports import nobody_listens
 from tests.support.resharding import Move
 from tests.support.topologies import Deployment, ManagedServer, deployed
 from tests.support.wait import wait_until_async
@@ -143,8 +144,7 @@ async def test_a_failover_changes_the_wire() -> None:
             key = KEYS[0]
             await topology.wire(key).call("SET", key, "kept", "EX", 60)
             primary = redis.primary_of(key)
-            with primary.admin() as client:
-                client.wait(1, 1000)
+            primary.wait_copied()
             primary.kill()
             await wait_until_async(lambda: not topology.is_connected, "the loss is seen")
             await wait_until_async(lambda: topology.is_connected, "the replica has taken over")
@@ -154,12 +154,13 @@ async def test_a_failover_changes_the_wire() -> None:
 
 
 @pytest.mark.parametrize("shape", ["sentinel", "cluster"])
-async def test_nobody_there_is_unavailable(shape: str, unused_tcp_port: int) -> None:
+async def test_nobody_there_is_unavailable(shape: str) -> None:
     """One line that names whom was asked."""
-    url = f"redis+{shape}://127.0.0.1:{unused_tcp_port}" + ("/main" if shape == "sentinel" else "")
-    with pytest.raises(Unavailable, match=f"127.0.0.1:{unused_tcp_port}"):
-        async with open_topology(Settings(redis_url=url), name="nobody"):
-            pass
+    with nobody_listens() as port:
+        url = f"redis+{shape}://127.0.0.1:{port}" + ("/main" if shape == "sentinel" else "")
+        with pytest.raises(Unavailable, match=f"127.0.0.1:{port}"):
+            async with open_topology(Settings(redis_url=url), name="nobody"):
+                pass
 
 
 async def test_a_bad_url_is_a_wrong_setting() -> None:
