@@ -75,7 +75,7 @@ def test_the_operator_takes_the_rules() -> None:
     )
     assert command is not None
     done = subprocess.run(
-        ["sh", "-c", command[1]], cwd=FOLDER.parents[1], capture_output=True, check=True, timeout=10
+        ["sh", "-c", command[1]], cwd=FOLDER.parents[1], capture_output=True, check=True, timeout=50
     )
     wrapped = yaml.safe_load(done.stdout)
     model = PrometheusRule.model_validate(wrapped)
