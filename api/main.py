@@ -14,6 +14,7 @@ from api.node import Node
 from api.protocol import RelayProtocol, listen
 from api.requeue import Requeue
 from api.responses import Responses
+from api.rounds import Rounds
 from api.server import UVICORN_GRACE_S, DrainingServer
 from api.state import State
 from api.watch import Watch
@@ -56,8 +57,10 @@ async def _serve(settings: Settings, host: str, port: int) -> None:
         process.settle()
         server = DrainingServer(config, state, lambda: print(f"ready {url}", flush=True))
         async with asyncio.TaskGroup() as tasks:
-            crosscheck, requeue = CrossCheck(state.node, state.metrics), Requeue(state.node, state.responses)
-            runs = state.node.sweep(), state.watch.run(), crosscheck.run(), requeue.run(), process.tidy()
+            requeue = Requeue(state.node, state.responses)
+            crosscheck = CrossCheck(state.node, state.metrics)
+            rounds = Rounds(state.node)
+            runs = rounds.run(), state.watch.run(), crosscheck.run(), requeue.run(), process.tidy()
             loops = [tasks.create_task(run) for run in runs]
             await server.serve(sockets=[listener])
             for loop in loops:

@@ -1,13 +1,11 @@
-"""What an API node holds: its consumers, their bells, and the sweep that covers for lost rings."""
+"""What an API node holds: its consumers and their bells."""
 
 import asyncio
 import random
 import secrets
-from contextlib import suppress
 
 import structlog
 
-from api.condition import Health
 from api.ending import Ending
 from api.feed import Feed
 from api.form import NATIVE, Form
@@ -16,7 +14,7 @@ from api.metrics import Metrics
 from api.sink import Sink
 from api.stream import Consumer
 from relay.cluster import Affects
-from relay.errors import Draining, Overloaded, RelayError
+from relay.errors import Draining, Overloaded
 from relay.journal import Journal
 from relay.keys import keys_of
 from relay.lifecycle import TERMINAL
@@ -27,7 +25,6 @@ from relay.topology import Topology
 
 log = structlog.get_logger("relay.api")
 
-SWEEP_SLICES = 10  # the sweep visits a tenth of the consumers every tenth of a second
 CATCH_UP_TRIES, CATCH_UP_INTERVAL_S = 10, 0.2
 RECONNECT_MS = (250, 2000)  # spread of the reconnects after a drain
 
@@ -49,6 +46,11 @@ class Node:
     def consumers(self) -> list[Consumer]:
         """All of them, now."""
         return [consumer for feed in self._responses.values() for consumer in feed.members]
+
+    @property
+    def feeds(self) -> list[Feed]:
+        """Of each response that has a consumer here, now."""
+        return list(self._responses.values())
 
     async def attach(
         self,
@@ -163,22 +165,6 @@ class Node:
             self._emptied.clear()
             await self._emptied.wait()
 
-    async def sweep(self) -> None:
-        """Visit every consumer once a second, a slice at a time; sample the lag. Until cancelled."""
-        while True:
-            # Of those who are here now: in a list that changes, who leaves moves others past their turn.
-            present = self.consumers
-            for turn in range(SWEEP_SLICES):
-                await asyncio.sleep(1 / SWEEP_SLICES)
-                due = set(present[turn::SWEEP_SLICES])
-                for consumer in self.consumers:
-                    (consumer.sweep if consumer in due else consumer.step)()
-            for feed in tuple(self._responses.values()):
-                feed.look()
-            self._sample()
-            with suppress(RelayError):
-                await self.topology.synchronise()
-
     # --- bells
 
     def _listen(self, consumer: Consumer) -> None:
@@ -226,28 +212,3 @@ class Node:
         for response_id, feed in tuple(self._responses.items()):
             if affects(keys_of(response_id).log):
                 feed.recover()
-
-    def _sample(self) -> None:
-        metrics, now = self.metrics, self.loop.time()
-        consumers = self.consumers
-        metrics.states.update(dict.fromkeys(metrics.states, 0))
-        sizes, ages = [0], [0.0]
-        for consumer in consumers:
-            if consumer.is_open:
-                self._judge(consumer, now)
-            metrics.states[consumer.condition.health] += 1
-            sizes.append(consumer.lag)
-            ages.append(consumer.backlog.age(now))
-            metrics.lag_bytes.observe(sizes[-1])
-            metrics.lag_seconds.observe(ages[-1])
-        metrics.lag_bytes_max, metrics.lag_seconds_max = max(sizes), max(ages)
-
-    @staticmethod
-    def _judge(consumer: Consumer, now: float) -> None:
-        """Judge a client once a second, and tell the other nodes when that has changed."""
-        condition = consumer.condition
-        outlet, age_s = consumer.outlet, consumer.backlog.age(now)
-        times = None if condition.health is Health.LIVE else outlet.socket.times()
-        has_all = outlet.credit.explicit and age_s > 0.0 and not outlet.socket.outstanding()
-        if condition.observe(now, age_s, consumer.ledger.confirmed, times, has_all=has_all):
-            consumer.journal.post_health(consumer.name, condition.health, condition.cause)

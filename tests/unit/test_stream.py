@@ -12,7 +12,6 @@ from hypothesis.stateful import initialize, invariant, rule
 
 from api import sse
 from api.ending import Ending
-from api.node import Node
 from api.response import EventStream
 from api.stream import Consumer
 from relay import scripts
@@ -610,20 +609,6 @@ def test_lag_is_what_the_client_lacks() -> None:
 # --- several consumers of one node
 
 
-class Leaver:
-    """A reader that leaves when it is visited."""
-
-    def __init__(self, here: "list[Leaver]") -> None:
-        self.here = here
-
-    def step(self) -> None:
-        """Nothing to do."""
-
-    def sweep(self) -> None:
-        """It is lost."""
-        self.here.remove(self)
-
-
 async def test_a_newer_connection_takes_a_name_over() -> None:
     """Of two connections with one name the newer wins: the older is told, ends, and touches nothing more."""
     served = Served()
@@ -708,30 +693,6 @@ async def test_a_reader_whose_response_is_gone_is_told_and_counted_once() -> Non
     assert json.loads(socket.events[-1].data)["code"] == "stream_lost"
     assert +served.metrics.endings == {"lost": 1}
     assert talk.sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
-
-
-async def test_every_consumer_is_visited_within_a_second_however_many_leave(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """All of a hundred readers are lost at once: who is found and leaves moves nobody past his turn."""
-    node = Served().node
-    here: list[Leaver] = []
-    here += [Leaver(here) for _ in range(100)]
-    naps: list[float] = []
-
-    async def nap(seconds: float) -> None:
-        naps.append(seconds)
-
-    def second_is_over() -> None:
-        raise asyncio.CancelledError
-
-    monkeypatch.setattr(Node, "consumers", property(lambda _: list(here)))
-    monkeypatch.setattr("api.node.asyncio.sleep", nap)
-    monkeypatch.setattr(node, "_sample", second_is_over)
-    with pytest.raises(asyncio.CancelledError):
-        await node.sweep()
-    assert here == []
-    assert sum(naps) == pytest.approx(1)
 
 
 async def test_two_readers_hear_one_bell() -> None:
