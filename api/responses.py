@@ -81,8 +81,8 @@ class Responses:
         )
         if created_at is None:  # two requests with one idempotency key, and the other was quicker
             return _created(ticket, await journal.snapshot())
+        self._remember(owner, journal.id, created_at)  # first: it is in the list before its id is told
         await self._jobs.submit(request.queue, journal.id, **context)
-        self._remember(owner, journal.id, created_at)
         return Created(journal.id, ticket["token"], Status.QUEUED, request.model, created_at)
 
     async def requeue(self, response_id: str) -> bool:
