@@ -5,8 +5,10 @@ import signal
 
 def main() -> None:
     """Run the command line. Ctrl-C while it is still loading ends the process like any other program."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is signal.default_int_handler:  # and not what a shell told its background job: to ignore it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     from relay.cli.main import main as command_line  # noqa: PLC0415
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, handler)
     command_line()

@@ -77,12 +77,19 @@ async def _show(client: "Client", screen: Screen) -> None:
 
     screen.history.take(screen.found, screen.pressure)
     with _keys() as keys, Live(_picture(screen), screen=True, auto_refresh=False) as live:
+        pressed = asyncio.ensure_future(keys.get())
         due = time.monotonic() + _REFRESH_S
         while True:
-            try:
-                async with asyncio.timeout(max(0.0, due - time.monotonic())):
-                    key = await keys.get()
-            except TimeoutError:
+            # No timeout around the key: one that is over at once can take a Ctrl-C for its own end.
+            await asyncio.wait({pressed}, timeout=max(0.0, due - time.monotonic()))
+            if pressed.done():
+                key, pressed = pressed.result(), asyncio.ensure_future(keys.get())
+                if key == "q":
+                    return
+                if key == "r":
+                    screen = screen._replace(reverse=not screen.reverse)
+                screen = screen._replace(sort=_KEYS.get(key, screen.sort))
+            else:
                 due = time.monotonic() + _REFRESH_S
                 try:
                     found, pressure = await _look(client)
@@ -90,12 +97,6 @@ async def _show(client: "Client", screen: Screen) -> None:
                     screen.history.take(found, pressure)
                 except RelayError as error:
                     screen = screen._replace(trouble=f"{error.message}; this is how it was")
-            else:
-                if key == "q":
-                    return
-                if key == "r":
-                    screen = screen._replace(reverse=not screen.reverse)
-                screen = screen._replace(sort=_KEYS.get(key, screen.sort))
             live.update(_picture(screen), refresh=True)
 
 
