@@ -5,6 +5,7 @@
 `embedded_url`  the same on the embedded server alone, for what need not run on every version
 """
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -24,6 +25,9 @@ settings.load_profile("relay")
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker that narrows a test to some of the variants."""
     config.addinivalue_line("markers", "only_on(*names): run on these of the requested servers alone")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell's background job: it ignores Ctrl-C, and so would all processes that the tests start.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
