@@ -9,6 +9,8 @@ from relay.keys import JOBS_INTERACTIVE, keys_of
 from tests.support.servers import admin
 from tests.support.system import Api, Reader, Worker
 
+pytestmark = pytest.mark.timeout(180)
+
 
 @pytest.fixture(scope="module")
 def redis() -> Iterator[EmbeddedServer]:
@@ -58,7 +60,7 @@ def test_a_repeated_create_queues_what_the_first_one_could_not(redis: EmbeddedSe
 def test_an_end_that_a_failover_took_back_is_made_again(redis: EmbeddedServer, api: Api) -> None:
     """The job was done on the new primary, the end of the answer lost with the old one: nobody has it."""
     with Worker(redis.url) as worker:
-        made = api.create(tokens=300, rate=100)
+        made = api.create(tokens=800, rate=100)
         reader = Reader(api.port, made["events_url"]).some(3)
         worker.kill()
         reader.close()

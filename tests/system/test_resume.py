@@ -10,12 +10,13 @@ from redis import Redis
 from relay.client import Client, Delta, Done, Event, Failed, Rewind
 from relay.keys import keys_of
 from tests.support.front import front
-from tests.support.stage import SHORT_LEASE, TAKE_OVER_S, Stage, ask, has_text, models_file, text_of
+from tests.support.servers import admin
+from tests.support.stage import SHORT_LEASE, Stage, ask, has_text, models_file, text_of
 from tests.support.system import Api, Reader, metric
 from tests.support.upstream import Call, answer, chunk
 from tests.support.wait import wait_until
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(180)
 
 SHORT_LOG = {"log_entries": 16}
 
@@ -43,6 +44,12 @@ def consumer(api: Api, response_id: str, name: str) -> dict[str, object]:
     return found[0] if found else {}
 
 
+def deltas(reader: Reader, after: int, up_to: int = 1 << 30) -> int:
+    """How many deltas ended between two positions."""
+    ends = [int((event.id or "0").partition("-")[0]) for event in reader.named("delta")]
+    return sum(after < end <= up_to for end in ends)
+
+
 def ack(api: Api, response_id: str, name: str, position: str) -> None:
     """Confirm for a consumer with explicit acks, and wait until that is known."""
     path = f"/v1/streams/{response_id}/consumers/{name}/ack"
@@ -56,20 +63,28 @@ def ack(api: Api, response_id: str, name: str, position: str) -> None:
 
 def test_from_the_log_and_from_the_journal_on_any_node(scene: Stage) -> None:
     """The log was trimmed behind the reader: what it lacks is the journal's; and at the end there is 204."""
+    with admin(
+        scene.redis.url
+    ) as client:  # a log is cut by whole nodes: small ones, however few entries come
+        client.config_set("stream-node-max-entries", 8)
     nodes = [scene.api(), scene.api()]
     worker = scene.worker(**SHORT_LOG)
-    made = nodes[0].create(tokens=400, rate=80, seed=31)
+    made = nodes[0].create(tokens=600, rate=80, seed=31)
     cut = scene.reader(nodes[0], made).until(has_text(100), "some text")
     cut.close()
-    fresh = scene.reader(nodes[0], made).until(has_text(1200), "far more than the log holds")
+    fresh = scene.reader(nodes[0], made)
     with Redis.from_url(scene.redis.url) as client:
-        first = client.xrange(keys_of(made["id"]).log, count=1)[0][0]
-    assert int(first.partition(b"-")[0]) > cut.position  # it was trimmed
+
+        def is_trimmed(_: Reader) -> bool:
+            first = client.xrange(keys_of(made["id"]).log, count=1)[0][0]
+            return int(first.partition(b"-")[0]) > cut.position
+
+        fresh.until(is_trimmed, "the log no longer has what the first one lacks")
     old = scene.reader(nodes[1], made, after=cut.last_id)
     new = scene.reader(nodes[1], made, after=fresh.last_id)
     for one, before in ((old, cut.text), (new, had_at(fresh, fresh.last_id))):
         assert one.run().exact(before=before) == ""
-        assert before + one.text == text_of(31, 400)
+        assert before + one.text == text_of(31, 600)
     assert fresh.run().exact() == ""
     assert resumes(nodes[1], "journal") >= 1
     done = fresh.last_id
@@ -85,16 +100,15 @@ def test_one_that_comes_late_has_all_in_few_frames_and_then_live(scene: Stage) -
     """Two hundred tokens that were made one by one come in a handful of events; none is missed or twice."""
     nodes = [scene.api(), scene.api()]
     scene.worker(**SHORT_LOG)
-    made = nodes[0].create(tokens=400, rate=100, seed=32)
+    made = nodes[0].create(tokens=700, rate=100, seed=32)
     early = scene.reader(nodes[0], made).until(has_text(1100), "about two hundred tokens")
-    late = scene.reader(nodes[1], made).until(has_text(1100), "the same")
-    assert len(early.named("delta")) > 60
-    assert len(late.named("delta")) < 15
-    before = len(late.named("delta"))
+    late = scene.reader(nodes[1], made).started()
+    history, live_from = early.position, early.drain().position + 100  # bytes: where the late one is live
     for one in (early, late):
         assert one.run().exact() == ""
-        assert one.text == text_of(32, 400)
-    assert len(late.named("delta")) - before > 30  # live from there on
+        assert one.text == text_of(32, 700)
+    assert deltas(late, 0, history) * 4 < deltas(early, 0, history)
+    assert deltas(late, live_from) * 2 > deltas(early, live_from) > 10
 
 
 # --- without an id, by name
@@ -104,7 +118,7 @@ def test_a_name_goes_on_at_what_it_confirmed_though_its_node_was_killed(scene: S
     """Nobody detached it: what was read for it and not confirmed is pending, and is given again."""
     nodes = [scene.api(), scene.api()]
     scene.worker(**SHORT_LEASE)
-    made = nodes[0].create(tokens=300, rate=80, seed=33)
+    made = nodes[0].create(tokens=700, rate=80, seed=33)
     named = {**made, "events_url": f"{made['events_url']}?consumer=phone"}
     windowed = {**made, "events_url": f"{made['events_url']}?consumer=phone&window=100000"}
     first = scene.reader(nodes[0], windowed).until(has_text(300), "some text")
@@ -115,9 +129,10 @@ def test_a_name_goes_on_at_what_it_confirmed_though_its_node_was_killed(scene: S
     second = scene.reader(nodes[1], named)
     second.run()
     assert second.exact(before=had_at(first, confirmed)) == ""
-    assert had_at(first, confirmed) + second.text == text_of(33, 300)
+    assert had_at(first, confirmed) + second.text == text_of(33, 700)
     with Redis.from_url(scene.redis.url) as client:
-        assert client.xpending(keys_of(made["id"]).log, "phone")["pending"] == 0
+        log = keys_of(made["id"]).log
+        wait_until(lambda: client.xpending(log, "phone")["pending"] == 0, "all is confirmed")
     assert scene.reader(nodes[1], named).run().status == 204
 
 
@@ -125,12 +140,13 @@ def test_of_one_name_the_newer_connection_wins_on_any_node(scene: Stage) -> None
     """The older is told so, once and for good; the newer has all that the older had not confirmed."""
     nodes = [scene.api(), scene.api()]
     scene.worker(**SHORT_LEASE)
-    made = nodes[0].create(tokens=300, rate=80, seed=34)
+    made = nodes[0].create(tokens=700, rate=80, seed=34)
+    named = {**made, "events_url": f"{made['events_url']}?consumer=tab"}
     windowed = {**made, "events_url": f"{made['events_url']}?consumer=tab&window=100000"}
     older = scene.reader(nodes[0], windowed).until(has_text(200), "some text")
-    confirmed = older.ids[3]
+    confirmed = older.ids[len(older.ids) // 2]
     ack(nodes[0], made["id"], "tab", confirmed)
-    newer = scene.reader(nodes[1], windowed).started()
+    newer = scene.reader(nodes[1], named).started()
     older.run()
     last = older.events[-1]
     assert (last.name, last.id, last.data["code"], last.data["retryable"]) == (
@@ -139,27 +155,27 @@ def test_of_one_name_the_newer_connection_wins_on_any_node(scene: Stage) -> None
     assert older.ended
     newer.run()
     assert newer.exact(before=had_at(older, confirmed)) == ""
-    assert had_at(older, confirmed) + newer.text == text_of(34, 300)
+    assert had_at(older, confirmed) + newer.text == text_of(34, 700)
 
 
 async def test_a_client_that_was_replaced_does_not_come_back(scene: Stage) -> None:
     """Two tabs with one name would drive each other out for ever: the older one ends, typed."""
     node = scene.api()
     scene.worker(**SHORT_LEASE)
-    made = node.create(tokens=200, rate=80, seed=35)
+    made = node.create(tokens=700, rate=80, seed=35)
     async with front(node.port) as line, Client(line.url) as client:
         older, newer = (client.stream(made["id"], consumer="tab") for _ in range(2))
         seen: list[Event] = [await anext(older)]
         reading = asyncio.create_task(_all(newer))
         seen += await _all(older)
-        rest = await asyncio.wait_for(reading, 20)
+        rest = await asyncio.wait_for(reading, 60)
     assert isinstance(seen[-1], Failed)
     assert (seen[-1].code, seen[-1].retryable) == ("superseded", False)
     assert older.connections == 1
     assert newer.connections == 1
     assert isinstance(rest[-1], Done)
     text = "".join(event.text for event in rest if isinstance(event, Delta))
-    assert text_of(35, 200).endswith(text)
+    assert text_of(35, 700).endswith(text)
 
 
 async def _all(stream: object) -> list[Event]:
@@ -211,7 +227,7 @@ def returned(scene: Stage, api: Api, made: dict[str, Any], after: str) -> Reader
         assert reader.status in {200, 503}, reader
         return reader if reader.status == 200 else None
 
-    found = wait_until(answered, "it is let in", TAKE_OVER_S)
+    found = wait_until(answered, "it is let in")
     assert found is not None
     return found
 
@@ -234,15 +250,14 @@ def test_lost_text_is_taken_back_for_whoever_has_it(scene: Stage, tmp_path: Path
         replica = replica_of(client, made["id"])
         end = replica["end"]
         for one in [*live, gone]:
-            one.until(has_text(len(one.text) + 300), "what will be lost")
+            one.until(lambda reader: reader.position > end + 300, "what will be lost")
         gone.close()
         worker.kill()
-        assert min(one.drain().position for one in live) > end
         fail_over(client, replica)
     scene.worker(models_file=file, **SHORT_LEASE)
     back = returned(scene, nodes[0], made, gone.last_id)
     for one in [*live, back]:
-        one.run(TAKE_OVER_S + 10)
+        one.run()
     text = nodes[0].call("GET", made["text_url"]).body.decode()
     assert text.endswith(" and so it ended.")
     for one in live:
@@ -271,11 +286,10 @@ async def test_the_client_goes_back_by_itself(scene: Stage, tmp_path: Path) -> N
             elif isinstance(event, Rewind):
                 rewinds += 1
                 had = [one for one in had if one[0] <= event.position.offset]
-            size = sum(len(text) for _, text in had)
-            if worker.code is None and size > 400:
+            if worker.code is None and event.position.offset > 400:
                 with Redis.from_url(scene.redis.url) as redis:
                     replica = replica or replica_of(redis, made["id"])
-                    if size > 700:
+                    if event.position.offset > replica["end"] + 300:  # which the client has, and will be lost
                         worker.kill()
                         fail_over(redis, replica)
                         await asyncio.to_thread(lambda: scene.worker(models_file=file, **SHORT_LEASE))
