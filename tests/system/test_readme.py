@@ -15,6 +15,8 @@ from tests.support.browser import Tab, chromium
 from tests.support.system import Api, Worker
 from tests.support.wait import wait_until
 
+pytestmark = pytest.mark.timeout(240)
+
 README = Path(__file__).parents[2] / "README.md"
 
 
@@ -34,7 +36,7 @@ def api() -> Iterator[Api]:
 
 def run(*command: str) -> str:
     """What a command says that ends well."""
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
 def test_curl(api: Api) -> None:
@@ -75,7 +77,7 @@ def test_browser(api: Api) -> None:
         tab = Tab(browser, f"http://127.0.0.1:{api.port}/")
         tab.page.evaluate("document.body.textContent = ''")
         tab.page.evaluate(f"async () => {{ {snippet('browser')} window.source = events; }}")
-        wait_until(lambda: tab.page.evaluate("window.source.readyState") == 2, "the source is closed", 20)
+        wait_until(lambda: tab.page.evaluate("window.source.readyState") == 2, "the source is closed")
         text = tab.page.evaluate("document.body.textContent")
         tab.close()
     assert text == simulation.text(1, 0, 40)

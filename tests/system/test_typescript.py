@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from relay.embedded import free_port
 from tests.support.browser import Tab, chromium, needs
 from tests.support.stage import Stage, text_of
 from tests.support.system import Api
 from tests.support.wait import wait_until
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 ROOT = Path(__file__).parents[2]
 CLIENT = ROOT / "clients/typescript"
@@ -93,9 +94,14 @@ def test_its_types_hold_in_a_strict_project(built: Path, installed: Path) -> Non
     run(str(built / "node_modules/.bin/tsc"), *options, "user.ts", cwd=installed)
 
 
+def at_a_fixed_port(scene: Stage) -> Api:
+    """A node that can come back: nobody's connection is given its port meanwhile, for it is not ephemeral."""
+    return scene._stack.enter_context(Api(scene.redis.url, "--port", str(free_port())))
+
+
 def restarted_in_mid_stream(scene: Stage, api: Api, response_id: str) -> None:
     """The node is killed while a slow reader is at work, and comes back at its address."""
-    told = wait_until(lambda: read_some(api, response_id), "the reader has confirmed some", 20)
+    told = wait_until(lambda: read_some(api, response_id), "the reader has confirmed some", 60)
     assert told["status"] in ("running", "paused")
     assert told["position"] - told["consumers"][0]["position"] < 12_000  # it waits for its reader
     api.kill()
@@ -117,14 +123,14 @@ def check(seen: dict[str, Any]) -> None:
 
 def test_live_in_node(scene: Stage, installed: Path) -> None:
     """A slow loop with explicit acks slows the source; kill -9 of the node in mid-stream costs nothing."""
-    api = scene.api()
-    scene.worker()
+    api = at_a_fixed_port(scene)
+    scene.worker(pause_max_s=300, abandon_after_s=300)
     made = api.create(tokens=TOKENS, rate=0, seed=SEED, window_bytes=4096)
     command = ["node", "live_reader.mjs", f"http://127.0.0.1:{api.port}", made["id"], str(PAUSE_MS)]
     with subprocess.Popen(command, cwd=installed, stdout=subprocess.PIPE, text=True) as reader:
         try:
             restarted_in_mid_stream(scene, api, made["id"])
-            out, _ = reader.communicate(timeout=60)
+            out, _ = reader.communicate(timeout=150)
         finally:
             reader.kill()
     check(json.loads(out))
@@ -132,14 +138,14 @@ def test_live_in_node(scene: Stage, installed: Path) -> None:
 
 def test_live_in_chromium(scene: Stage) -> None:
     """The same in a page, from the console's own files."""
-    api = scene.api()
-    scene.worker()
+    api = at_a_fixed_port(scene)
+    scene.worker(pause_max_s=300, abandon_after_s=300)
     made = api.create(tokens=TOKENS, rate=0, seed=SEED, window_bytes=4096)
     with chromium() as browser:
         tab = Tab(browser, f"http://127.0.0.1:{api.port}/")
         tab.page.evaluate(f"(given) => {{ ({IN_A_PAGE})(given); }}", [made["id"], PAUSE_MS])
         restarted_in_mid_stream(scene, api, made["id"])
-        tab.page.wait_for_function("() => window.result", timeout=60_000)
+        tab.page.wait_for_function("() => window.result", timeout=150_000)
         check(tab.page.evaluate("() => window.result"))
         assert tab.foreign == []
         tab.close()

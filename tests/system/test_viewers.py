@@ -4,16 +4,19 @@ import time
 from collections.abc import Iterable
 from contextlib import ExitStack
 
+import pytest
 from redis import Redis
 
 from tests.support.servers import admin
 from tests.support.stage import Stage
 from tests.support.system import Api, Reader, metric
 
+pytestmark = pytest.mark.timeout(300)
+
 BRISK, STALLED, LATE, RESUMING, PROCESSORS = 25, 5, 10, 5, 5
 VIEWERS = BRISK + STALLED + LATE + RESUMING + PROCESSORS
-TOKENS, RATE = 500, 100
-WITHIN_S = 60.0
+TOKENS, RATE = 1000, 100  # so many appends, also where a busy system makes few large ones
+WITHIN_S = 100.0
 
 
 def reads_so_far(client: Redis) -> int:
@@ -78,7 +81,7 @@ def test_fifty_viewers_are_exact_and_cost_one_read_an_append(scene: Stage) -> No
         for reader in (*brisk, *stalled):
             reader.started()
         began_s, before = time.monotonic(), reads_so_far(client)
-        brisk[0].some(TOKENS // 8)
+        brisk[0].some(60)
         have = brisk[0].text
         late, resuming = readers(LATE), readers(RESUMING, after=brisk[0].last_id)
         drain_until_ended((*brisk, *late, *resuming, *processors))

@@ -2,7 +2,9 @@
 
 import json
 import re
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +12,8 @@ from relay.embedded import EmbeddedServer
 from tests.support.servers import admin, out_of_memory
 from tests.support.system import Api, Reader, Worker, call, metric
 from tests.support.wait import wait_until
+
+pytestmark = pytest.mark.timeout(180)
 
 
 def held(worker: Worker, reason: str) -> bool:
@@ -20,10 +24,24 @@ def held(worker: Worker, reason: str) -> bool:
     return float(found[1]) == 1
 
 
-def told(worker: Worker) -> list[tuple[str, str | None]]:
-    """What the worker logged of its claiming."""
-    lines = [json.loads(line) for line in worker.stderr.splitlines()]
-    return [(line["event"], line.get("reason")) for line in lines if line["event"].startswith("claiming_")]
+def logged(worker: Worker) -> list[dict[str, Any]]:
+    """What the worker logged, as far as it has written whole lines."""
+    lines = worker.stderr.splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def told(worker: Worker) -> list[tuple[str, str]]:
+    """What it logged of what holds its claiming; but a loop that is late, for that is a busy machine's."""
+    held = [line for line in logged(worker) if line.get("reason", "loop") != "loop"]
+    return [(line["event"], line["reason"]) for line in held if line["event"].startswith("claiming_")]
+
+
+def freed_at(worker: Worker) -> float:
+    """When it found that Redis takes writes again, in seconds since the epoch."""
+    (line,) = (
+        line for line in logged(worker) if (line["event"], line.get("reason")) == ("claiming_free", "redis")
+    )
+    return datetime.fromisoformat(line["timestamp"]).timestamp()
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the kernel does not tell memory")
@@ -47,17 +65,17 @@ def test_a_worker_at_its_memory_budget() -> None:
 def test_a_worker_whose_redis_refuses_writes() -> None:
     """It claims nothing until writes are taken; what ran is held meanwhile, and both end exact."""
     with EmbeddedServer() as redis, Api(redis.url) as api, Worker(redis.url) as worker:
-        running = api.create(tokens=200, rate=40)
+        running = api.create(tokens=400, rate=40)
         with Reader(api.port, running["events_url"]) as reader, admin(redis.url) as client:
             reader.until(lambda reader: reader.text, "some text")
             with out_of_memory(client):
                 wait_until(lambda: held(worker, "redis"), "it is held")
                 assert metric(worker.metrics_port, "relay_append_failures_total") >= 1
             made = api.create(tokens=20)
-            assert api.status(made["id"])["status"] == "queued"  # writes are taken for less than two probes
-            assert Reader(api.port, made["events_url"]).run().exact() == ""
+            waiting = Reader(api.port, made["events_url"]).run()
+            assert waiting.exact() == ""
+            # By Redis's clock, as the worker estimates it; writes are taken for a second or two by then.
+            assert waiting.named("start")[0].data["started_at"] > freed_at(worker) - 0.25
             assert not held(worker, "redis")
             assert reader.run().exact() == ""
-        assert told(worker) == [
-            ("claiming_held", "redis"), ("claiming_free", "redis"), ("claiming_resumed", None),
-        ]  # fmt: skip
+        assert told(worker) == [("claiming_held", "redis"), ("claiming_free", "redis")]
