@@ -27,15 +27,19 @@ from starlette.requests import Request
 from api.routes.health import ready
 from relay import simulation
 from relay.embedded import EmbeddedServer, free_port
-from relay.keys import JOBS_BACKGROUND, JOBS_INTERACTIVE
+from relay.keys import JOBS_BACKGROUND, JOBS_INTERACTIVE, PRESSURE
 from tests.support.fake_redis import Command, bulk, fake_redis, polite
 from tests.support.keys import assert_no_leaks
 from tests.support.servers import admin
 from tests.support.stage import House
+from tests.support.stopwatch import Stopwatch
 from tests.support.system import Answer, Api, Process, Reader, Worker, call, metric
 from tests.support.wait import wait_until
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self").exists(), reason="reads what Linux's kernel says")
+pytestmark = [
+    pytest.mark.skipif(not Path("/proc/self").exists(), reason="reads what Linux's kernel says"),
+    pytest.mark.timeout(180),
+]
 
 NEVER_MADE = "rs_" + "0" * 24
 EMPTY_SHA256 = hashlib.sha256().hexdigest()
@@ -101,17 +105,35 @@ def queued(house: House, **more: object) -> dict[str, Any]:
     return made
 
 
-def running(api: Api, rate: float = 50) -> dict[str, Any]:
-    """A response that goes on for longer than any test, with some text already."""
-    made = api.create(tokens=5000, rate=rate)
+def running(api: Api, rate: float = 50, seed: int = 1) -> dict[str, Any]:
+    """A response that goes on for longer than any test, with some text already; `stop` ends it."""
+    made = api.create(tokens=100_000, rate=rate, seed=seed)
     wait_until(lambda: api.status(made["id"])["text_bytes"], "there is text")
     return made
+
+
+def stop(api: Api, made: dict[str, Any]) -> None:
+    """End a response that goes on, with the text that it has."""
+    assert api.call("DELETE", f"/v1/streams/{made['id']}").status == 202
+    api.wait_status(made["id"], "cancelled")
+
+
+def text_of(api: Api, made: dict[str, Any]) -> str:
+    """The whole text of a response that has ended."""
+    return api.call("GET", made["text_url"]).body.decode()
 
 
 def consumer(api: Api, response_id: str, name: str) -> dict[str, Any]:
     """One consumer of a response's status; {} when it has none of that name."""
     found = [one for one in api.status(response_id)["consumers"] if one["id"] == name]
     return found[0] if found else {}
+
+
+def at_position(api: Api, response_id: str, name: str, position: int) -> dict[str, Any]:
+    """One consumer of a response's status once it is confirmed up to here and no further; else {}."""
+    there = consumer(api, response_id, name)
+    assert there["position"] <= position
+    return there if there["position"] == position else {}
 
 
 def offset(position: str) -> int:
@@ -207,12 +229,12 @@ def test_an_idempotency_key_for_another_body_is_a_conflict(house: House) -> None
 def test_the_stream_opens_at_once(quiet: House) -> None:
     """A reader of a response without text yet has the head and a comment at once: nothing times out."""
     made = queued(quiet)
+    watch = Stopwatch()
     with Reader(quiet.api.port, made["events_url"]) as reader:
-        started = time.monotonic()
         reader.started()
-        assert time.monotonic() - started < 2
+        watch.within(2, "from the connection to the first bytes")
         assert reader.status == 200
-        assert reader.comments == ["ok"]
+        assert reader.comments[0] == "ok"
         assert reader.events == []
 
 
@@ -231,7 +253,7 @@ def test_nothing_between_may_hold_the_stream(house: House) -> None:
 
 def test_the_events_are_the_contract_s(house: House) -> None:
     """start, deltas, done; ids are positions that grow; the text and its digest are what was made."""
-    made = house.api.create(tokens=150, rate=300, seed=11)
+    made = house.api.create(tokens=150, rate=60, seed=11)
     reader = Reader(house.other.port, made["events_url"]).run()
     assert reader.ended
     start, *deltas, done = [event for event in reader.events if event.name != "notice"]
@@ -311,7 +333,7 @@ def test_a_quiet_stream_is_kept_open(quiet: House) -> None:
     """Where nothing happens there is a comment each RELAY_KEEPALIVE_S, and no event."""
     made = queued(quiet)
     with Reader(quiet.api.port, made["events_url"]) as reader:
-        reader.until(lambda reader: len(reader.comments) >= 3, "two keep-alive comments", within_s=6)
+        reader.until(lambda reader: len(reader.comments) >= 3, "two keep-alive comments")
         assert reader.events == []
 
 
@@ -320,7 +342,7 @@ def test_a_quiet_stream_is_kept_open(quiet: House) -> None:
 
 def test_resuming_at_every_id(house: House) -> None:
     """From each id that a reader had, by header or by ?after=, the rest follows exactly."""
-    made = house.api.create(tokens=60, rate=200, seed=21)
+    made = house.api.create(tokens=60, rate=30, seed=21)
     whole = Reader(house.api.port, made["events_url"]).run()
     assert len(whole.ids) > 10
     had = ""
@@ -346,9 +368,11 @@ def test_the_header_is_newer_than_the_query(house: House) -> None:
 
 def test_resuming_while_it_runs(house: House) -> None:
     """A client that is cut off again and again and comes back anywhere has the text without a seam."""
-    made = house.api.create(tokens=400, rate=200, seed=22)
+    made = running(house.api, rate=200, seed=22)
     had, last = "", None
     for turn in range(1000):
+        if turn == 40:
+            stop(house.api, made)
         node = (house.api, house.other)[turn % 2]
         with Reader(node.port, made["events_url"], after=last) as reader:
             if reader.some(1 + turn % 4).terminal:
@@ -356,8 +380,8 @@ def test_resuming_while_it_runs(house: House) -> None:
                 break
             had += reader.text
             last = reader.last_id or last
-    assert had + reader.text == simulation.text(22, 0, 400)
-    assert turn > 5
+    assert simulation.text(22, 0, 100_000).startswith(had + reader.text)
+    assert turn >= 40
 
 
 def test_after_the_end_there_is_nothing(house: House) -> None:
@@ -365,6 +389,9 @@ def test_after_the_end_there_is_nothing(house: House) -> None:
     made = finished(house.api)
     named = f"{made['events_url']}?consumer=me"
     whole = Reader(house.api.port, named).run()
+    wait_until(
+        lambda: consumer(house.other, made["id"], "me")["position"] == whole.position, "all is confirmed"
+    )
     for path, after in ((made["events_url"], whole.last_id), (named, whole.last_id), (named, None)):
         again = Reader(house.other.port, path, after=after).run()
         assert (again.status, again.events) == (204, [])
@@ -379,7 +406,7 @@ def test_from_the_start_by_position_zero(house: House) -> None:
 
 def test_a_name_goes_on_where_it_was(house: House) -> None:
     """A known consumer that comes without an id goes on at its last confirmed position, on any node."""
-    made = house.api.create(tokens=300, rate=300, seed=23)
+    made = running(house.api, rate=300, seed=23)
     url = f"{made['events_url']}?consumer=my.phone-1"
     with Reader(house.api.port, f"{url}&window=100000") as first:
         first.until(lambda reader: len(reader.ids) > 5, "some events")
@@ -397,19 +424,20 @@ def test_a_name_goes_on_where_it_was(house: House) -> None:
     wait_until(
         lambda: consumer(house.other, made["id"], "my.phone-1")["state"] == "detached", "it has hung up"
     )
+    stop(house.api, made)
     second = Reader(house.other.port, url).run()
     assert second.exact(before=had) == ""
-    assert had + second.text == simulation.text(23, 0, 300)
+    assert simulation.text(23, 0, 100_000).startswith(had + second.text)
 
 
 def test_of_two_connections_with_one_name_the_newer_wins(house: House) -> None:
     """The older one is told so by an error without an id, and ended; the newer one has the rest."""
-    made = house.api.create(tokens=300, rate=200, seed=24)
+    made = running(house.api, rate=200, seed=24)
     url = f"{made['events_url']}?consumer=tab"
     older = Reader(house.api.port, url)
     older.until(lambda reader: reader.text, "some text")
+    had = older.text
     newer = Reader(house.other.port, url, after=older.last_id)
-    had = ""
     newer.started()
     older.run()
     assert older.ended
@@ -417,18 +445,14 @@ def test_of_two_connections_with_one_name_the_newer_wins(house: House) -> None:
     assert (last.name, last.id) == ("error", None)
     assert last.data["code"] == "superseded"
     assert last.data["retryable"] is False
+    newer.past(newer.position)  # it goes on
+    stop(house.api, made)
     newer.run()
-    first_new = offset(newer.ids[0])
-    had = "".join(
-        event.data["text"]
-        for event in older.events
-        if event.name == "delta" and offset(event.id or "") < first_new
-    )
-    assert simulation.text(24, 0, 300).startswith(older.text)
-    assert newer.terminal is not None
-    assert newer.terminal.name == "done"
-    assert simulation.text(24, 0, 300).endswith(newer.text)
-    assert len((had + newer.text).encode()) >= newer.terminal.data["text_bytes"]
+    whole = text_of(house.api, made)
+    assert simulation.text(24, 0, 100_000).startswith(whole)
+    assert whole.startswith(older.text)
+    assert newer.exact(before=had) == ""
+    assert had + newer.text == whole
 
 
 # --- explicit acks
@@ -440,13 +464,15 @@ def test_a_window_bounds_what_is_unconfirmed(house: House) -> None:
     name = "slow.reader_1"
     path = f"/v1/streams/{made['id']}/consumers/{name}/ack"
     with Reader(house.api.port, f"{made['events_url']}?consumer={name}&window=700") as reader:
-        reader.past(500)
+        reader.until(lambda reader: reader.text, "some text")
         house.api.wait_status(made["id"], "completed")
         assert reader.drain().position <= 700
         acked = 0
         while reader.terminal is None:
-            there = consumer(house.other, made["id"], name)
-            assert there["position"] == acked
+            there = wait_until(
+                lambda: at_position(house.other, made["id"], name, acked),  # noqa: B023
+                "the ack is in the status",
+            )
             assert there["lag_bytes"] == house.other.status(made["id"])["position"] - acked
             acked = reader.position
             assert house.other.call("POST", path, {"position": acked}).status == 204
@@ -470,7 +496,6 @@ def test_an_ack_is_seen_in_the_status_also_within_an_entry(house: House, window:
             wait_until(
                 lambda: consumer(house.other, made["id"], "me")["position"] >= reader.position,
                 "the ack is seen",
-                2,
             )
         told = consumer(house.other, made["id"], "me")
         assert told["lag_bytes"] == house.other.status(made["id"])["position"] - told["position"]
@@ -478,7 +503,7 @@ def test_an_ack_is_seen_in_the_status_also_within_an_entry(house: House, window:
 
 def test_an_ack_may_be_an_id_and_may_be_repeated(house: House) -> None:
     """An ack takes an offset or an event's id; repeated and older ones are taken and move nothing back."""
-    made = house.api.create(tokens=100, rate=500)
+    made = running(house.api, rate=500)
     path = f"/v1/streams/{made['id']}/consumers/me/ack"
     with Reader(house.api.port, f"{made['events_url']}?consumer=me&window=100000") as reader:
         reader.until(lambda reader: len(reader.ids) > 3, "some events")
@@ -488,6 +513,7 @@ def test_an_ack_may_be_an_id_and_may_be_repeated(house: House) -> None:
         wait_until(
             lambda: consumer(house.api, made["id"], "me")["position"] == offset(reader.ids[2]), "it has moved"
         )
+    stop(house.api, made)
 
 
 @pytest.mark.parametrize(
@@ -537,18 +563,22 @@ def test_status_while_it_runs(house: House) -> None:
     made = running(house.api)
     with Reader(house.other.port, f"{made['events_url']}?consumer=me") as reader:
         reader.until(lambda reader: len(reader.ids) > 5, "some events")
-        told = house.api.status(made["id"])
+
+        def seen_live() -> dict[str, Any]:  # whatever else the machine has to do meanwhile
+            told = house.api.status(made["id"])
+            is_live = [one["state"] for one in told["consumers"]] == ["live"]
+            return told if is_live and told["level"] == 0 else {}
+
+        told = wait_until(seen_live, "a reader that keeps up is seen as one")
         assert told["id"] == made["id"]
         assert told["status"] == "running"
         assert told["model"] == "simulated"
         assert told["position"] >= reader.position
         assert 0 < told["text_bytes"] < told["position"]
-        assert told["level"] == 0
         assert told["finish_reason"] is None
         (me,) = told["consumers"]
         assert me.keys() >= {"id", "position", "lag_bytes", "lag_entries", "idle_ms", "state"}
         assert me["id"] == "me"
-        assert me["state"] == "live"
         assert me["lag_bytes"] == told["position"] - me["position"]
         assert isinstance(me["lag_entries"], int)
         assert me["idle_ms"] < 5000
@@ -576,7 +606,7 @@ def test_the_text_so_far(house: House) -> None:
     assert answer.headers["relay-status"] == "running"
     text = answer.body.decode()
     assert text
-    whole = simulation.text(1, 0, 5000)
+    whole = simulation.text(1, 0, 100_000)
     assert whole.startswith(text)
     with Reader(house.api.port, made["events_url"], after=answer.headers["relay-position"]) as reader:
         reader.until(lambda reader: reader.text, "what follows")
@@ -611,11 +641,11 @@ def test_a_cancel_reaches_everyone_within_a_second(house: House) -> None:
     readers = [Reader(node.port, made["events_url"]) for node in (house.api, house.other)]
     for reader in readers:
         reader.until(lambda reader: reader.text, "some text")
-    started = time.monotonic()
+    watch = Stopwatch()
     assert house.other.call("DELETE", f"/v1/streams/{made['id']}").status == 202
     for reader in readers:
-        reader.run(within_s=5)
-    assert time.monotonic() - started < 1
+        reader.run()
+    watch.within(1, "from the cancel to the end of every reader")
     for reader in readers:
         assert reader.exact() == ""
         assert reader.terminal is not None
@@ -634,7 +664,7 @@ def test_a_queued_response_is_cancelled_without_a_worker(quiet: House) -> None:
         reader.started()
         answer = quiet.api.call("DELETE", f"/v1/streams/{made['id']}")
         assert (answer.status, answer.json["status"]) == (202, "cancelled")
-        reader.run(within_s=2)
+        reader.run()
     (done,) = reader.events
     assert done.name == "done"
     assert done.data["finish_reason"] == "cancelled"
@@ -657,9 +687,9 @@ def test_a_reader_that_hangs_up_is_forgotten(house: House) -> None:
     reader = Reader(house.api.port, made["events_url"])
     reader.until(lambda reader: reader.text, "some text")
     reader.close()
-    wait_until(lambda: house.api.status(made["id"])["consumers"] == [], "it is forgotten", 3)
+    wait_until(lambda: house.api.status(made["id"])["consumers"] == [], "it is forgotten")
     position = house.api.status(made["id"])["position"]
-    wait_until(lambda: house.api.status(made["id"])["position"] > position, "it goes on", 3)
+    wait_until(lambda: house.api.status(made["id"])["position"] > position, "it goes on")
     house.api.call("DELETE", f"/v1/streams/{made['id']}")
 
 
@@ -693,8 +723,8 @@ def test_what_has_been_and_what_never_was() -> None:
         with admin(redis.url) as client:
             client.delete(*client.scan_iter(f"*{lost['id']}*"))
             assert error_of(api.call("GET", f"/v1/streams/{lost['id']}"), 404)["code"] == "not_found"
-            wait_until(lambda: not list(client.scan_iter(f"*{made['id']}*")), "its time is over", 14)
-        wait_until(lambda: api.call("GET", f"/v1/streams/{made['id']}").status != 404, "a second at most", 3)
+            wait_until(lambda: not list(client.scan_iter(f"*{made['id']}*")), "its time is over", 40)
+        wait_until(lambda: api.call("GET", f"/v1/streams/{made['id']}").status != 404, "a second at most")
         for method, path in _calls(made["id"]):
             answer = api.call(method, path, {"position": 0} if method == "POST" else None)
             assert error_of(answer, 410)["code"] == "expired"
@@ -706,7 +736,7 @@ def test_a_response_that_expires_under_its_reader(quiet: House) -> None:
     with Reader(quiet.api.port, made["events_url"]) as reader, admin(quiet.redis.url) as client:
         reader.started()
         client.delete(*client.scan_iter(f"*{made['id']}*"))
-        reader.run(within_s=5)
+        reader.run()
     assert reader.ended
     assert reader.events[-1].name == "error"
     assert reader.events[-1].data["code"] == "stream_lost"
@@ -891,14 +921,17 @@ BAD_FIELDS: list[tuple[dict[str, Any], int, str | None]] = [
 def nothing_changes(house: House) -> Iterator[None]:
     """In this block no key and no job is made, and afterwards the node still serves."""
 
-    def seen() -> tuple[object, ...]:
+    def seen() -> tuple[set[str], tuple[object, ...]]:
         with admin(house.redis.url) as client:
-            keys = {key for key in client.scan_iter() if "}:log" not in key}
-            return keys, client.xlen(JOBS_INTERACTIVE), client.xlen(JOBS_BACKGROUND)
+            # A node under pressure says so in a key of its own.
+            keys = {key for key in client.scan_iter() if "}:log" not in key and key != PRESSURE}
+            return keys, (client.xlen(JOBS_INTERACTIVE), client.xlen(JOBS_BACKGROUND))
 
-    before = seen()
+    keys, jobs = seen()
     yield
-    assert seen() == before
+    keys_after, jobs_after = seen()
+    assert keys_after <= keys  # what an earlier test made may have had its time
+    assert jobs_after == jobs
     assert house.api.call("GET", "/readyz").status == 200
 
 
@@ -1183,35 +1216,36 @@ def test_metrics(house: House) -> None:
 def test_consumers_are_counted_while_they_are_here(house: House) -> None:
     """The gauge of consumers follows them within a second or two, both ways."""
     made = running(house.api)
-    wait_until(lambda: metric(house.other.port, "relay_consumers") == 0, "earlier ones are gone", 4)
+    wait_until(lambda: metric(house.other.port, "relay_consumers") == 0, "earlier ones are gone")
     with Reader(house.other.port, made["events_url"]) as reader:
         reader.started()
-        wait_until(lambda: metric(house.other.port, "relay_consumers") == 1, "it is counted", 4)
-    wait_until(lambda: metric(house.other.port, "relay_consumers") == 0, "it is not counted any more", 4)
+        wait_until(lambda: metric(house.other.port, "relay_consumers") == 1, "it is counted")
+    wait_until(lambda: metric(house.other.port, "relay_consumers") == 0, "it is not counted any more")
     house.api.call("DELETE", f"/v1/streams/{made['id']}")
 
 
 def test_a_drain(house: House) -> None:
     """SIGTERM: every reader is told when to come back and ended, the process ends with 0, nothing is lost."""
     with Api(house.redis.url) as leaving:
-        made = house.api.create(tokens=600, rate=300, seed=41)
+        made = running(house.api, rate=300, seed=41)
         readers = [Reader(leaving.port, made["events_url"]) for _ in range(5)]
         readers.append(Reader(leaving.port, f"{made['events_url']}?consumer=me&window=300"))
         for reader in readers:
             reader.until(lambda reader: reader.text, "some text")
-        started = time.monotonic()
+        watch = Stopwatch()
         leaving.terminate()
         for reader in readers:
-            reader.run(within_s=8)
+            reader.run()
             assert reader.ended  # the answer is whole: no proxy takes it for a broken one
             last = reader.events[-1]
             assert (last.name, last.id) == ("reconnect", None)
             assert 0 < last.data["retry_ms"] <= 10_000
-        assert leaving.wait(8) == 0
-        assert time.monotonic() - started < 8
+        assert leaving.wait() == 0
+        watch.within(8, "from SIGTERM to the end")
         assert "Traceback" not in leaving.stderr
     waits = {reader.events[-1].data["retry_ms"] for reader in readers}
     assert len(waits) > 1  # they do not come back in one moment
+    stop(house.api, made)
     for reader in readers:
         resumed = Reader(house.other.port, made["events_url"], after=reader.last_id).run()
         assert resumed.exact(before=reader.text) == ""
@@ -1232,7 +1266,7 @@ def test_a_draining_node_is_not_ready(house: House) -> None:
                 answer.read()
                 if len(seen) == 20:
                     leaving.terminate()
-        assert leaving.wait(8) == 0
+        assert leaving.wait() == 0
     assert seen[:20] == [200] * 20
     assert set(seen) <= {200, 503}
     assert seen == sorted(seen)  # 200, then 503 for as long as the connection is open
@@ -1240,33 +1274,33 @@ def test_a_draining_node_is_not_ready(house: House) -> None:
 
 def test_a_balancer_sees_that_a_node_goes(house: House) -> None:
     """For the drain delay new connections are told 503, creates too, and readers are served as before."""
-    with Api(house.redis.url, drain_delay_s=2) as leaving:
-        made = house.api.create(tokens=2000, rate=100)
+    with Api(house.redis.url, drain_delay_s=5, drain_s=20) as leaving:
+        made = running(house.api, rate=100)
         with Reader(leaving.port, made["events_url"]) as reader:
             reader.until(lambda reader: reader.text, "some text")
             started = time.monotonic()
             leaving.terminate()
-            wait_until(lambda: leaving.call("GET", "/readyz").status == 503, "it is not ready", 1)
+            wait_until(lambda: leaving.call("GET", "/readyz").status == 503, "it is not ready", 4)
             error = error_of(leaving.call("POST", "/v1/streams", GOOD), 503)
             assert error["code"] == "draining"
             reader.drain().past(reader.position)
             assert not reader.named("reconnect")
             while time.monotonic() < started + 1.5:
                 assert leaving.call("GET", "/readyz").status == 503
-            reader.run(within_s=8)
+            reader.run()
             assert reader.events[-1].name == "reconnect"
-            assert leaving.wait(8) == 0
-            assert 2 <= time.monotonic() - started < 8
-    house.api.call("DELETE", f"/v1/streams/{made['id']}")
+            assert leaving.wait() == 0
+            assert 5 <= time.monotonic() - started < 20
+    stop(house.api, made)
 
 
 def test_a_second_signal_does_not_wait_for_a_balancer(quiet: House) -> None:
     """Whoever presses Ctrl-C twice has seen enough."""
     with Api(quiet.redis.url, drain_s=60, drain_delay_s=30) as leaving:
         leaving.terminate()
-        wait_until(lambda: leaving.call("GET", "/readyz").status == 503, "it is not ready", 2)
+        wait_until(lambda: leaving.call("GET", "/readyz").status == 503, "it is not ready", 15)
         leaving.terminate()
-        assert leaving.wait(8) == 0
+        assert leaving.wait() == 0
 
 
 @pytest.mark.parametrize("part", ["node", "admission"])
@@ -1286,7 +1320,7 @@ def test_a_second_drain_is_no_crash(quiet: House) -> None:
         with Api(quiet.redis.url) as leaving:
             for number in numbers:
                 leaving.signal(number)
-            assert leaving.wait(8) == 0
+            assert leaving.wait() == 0
             assert "Traceback" not in leaving.stderr
 
 
@@ -1296,7 +1330,7 @@ def test_a_second_drain_is_no_crash(quiet: House) -> None:
 def _refuses_to_start(*args: str, **settings: object) -> str:
     """The one line of an API node that does not start, and exits with 1."""
     with Process("api", "--port", "0", *args, **settings) as process:
-        assert process.wait(15) == 1, process.log
+        assert process.wait() == 1, process.log
         assert process.stdout == ""
         (line,) = process.stderr.splitlines()
         return line
@@ -1312,7 +1346,7 @@ def test_settings_are_judged_before_redis() -> None:
     """A models file that is not there is told as such, with exit code 2, also where Redis is away."""
     nowhere = f"redis://127.0.0.1:{free_port()}/0"
     with Process("api", "--port", "0", redis_url=nowhere, models_file="/not/there.toml") as process:
-        assert process.wait(15) == 2, process.log
+        assert process.wait() == 2, process.log
         assert "RELAY_MODELS_FILE=/not/there.toml" in process.stderr
 
 
@@ -1368,12 +1402,14 @@ def test_a_redis_that_hangs_is_no_redis() -> None:
     """Readiness waits 2 s for an answer, and not for the connection to be given up."""
     with EmbeddedServer() as redis, Api(redis.url) as api:
         os.kill(redis.pid, signal.SIGSTOP)
-        began = time.monotonic()
-        error = error_of(api.call("GET", "/readyz"), 503)
-        took_s = time.monotonic() - began
-        os.kill(redis.pid, signal.SIGCONT)
+        try:
+            watch = Stopwatch()
+            error = error_of(api.call("GET", "/readyz"), 503)
+            took_s = watch.elapsed_s
+        finally:
+            os.kill(redis.pid, signal.SIGCONT)
         assert error["code"] == "unavailable"
-        assert took_s < 5
+        watch.within(5, "the answer of /readyz", took_s)
         wait_until(lambda: api.call("GET", "/readyz").status == 200, "it is ready again")
 
 
@@ -1452,7 +1488,7 @@ def test_a_token_opens_its_response_alone(locked: Api) -> None:
 def test_without_keys_only_loopback_is_served(house: House, host: str) -> None:
     """No keys and an address that others reach: refused at the start, in one line that says what to do."""
     with Process("api", "--port", "0", "--host", host, redis_url=house.redis.url) as process:
-        assert process.wait(15) in {1, 2}
+        assert process.wait() in {1, 2}
         (line,) = process.stderr.splitlines()
     assert "RELAY_API_KEYS" in line
     assert host in line
@@ -1480,6 +1516,6 @@ def test_a_client_that_hangs_up_before_its_answer_leaves_nothing() -> None:
             assert [api.call("GET", "/healthz").status for _ in range(3)] == [200] * 3
         finally:
             os.kill(redis.pid, signal.SIGCONT)
-        wait_until(lambda: metric(api.port, "relay_stream_endings_total") >= 1, "it has ended", 5)
-        assert api.status(made["id"])["consumers"] == []
+        wait_until(lambda: metric(api.port, "relay_stream_endings_total") >= 1, "it has ended")
+        wait_until(lambda: api.status(made["id"])["consumers"] == [], "it is no consumer")
         assert "internal_error" not in api.stderr
