@@ -64,9 +64,9 @@ function text(events: RelayEvent[]): string {
 }
 
 async function until(isSo: () => boolean): Promise<void> {
-  const deadline = Date.now() + 10_000;
+  const deadline = Date.now() + 30_000;
   while (!isSo()) {
-    assert.ok(Date.now() < deadline, "not within ten seconds");
+    assert.ok(Date.now() < deadline, "not within thirty seconds");
     await new Promise((resolve) => setTimeout(resolve, 5));
   }
 }
@@ -154,13 +154,15 @@ test("a silent connection is given up", async () => {
   const client = await serve(
     (_request, answer) => {
       open(answer);
-      if (++connections === 2) {
+      // On a busy machine an answer may be too late as well; then the next one is there.
+      if (++connections >= 2) {
         answer.end(done("40-1", ""));
       }
     },
     { silenceMs: 100 },
   );
   assert.equal((await all(client.stream("rs_1"))).at(-1)!.type, "done");
+  assert.ok(connections >= 2);
 });
 
 test("a relay that repeats text is found out", async () => {
@@ -256,6 +258,7 @@ test("with a window, what the caller is done with is confirmed", async () => {
   const { handler, acks } = acknowledging(frames);
   const client = await serve(handler);
   const stream = client.stream("rs_1", { window: 1000 });
+  const began = Date.now();
   for (let at = 0; at < 10; at++) {
     await stream.next();
     await new Promise((resolve) => setTimeout(resolve, 10));
@@ -264,7 +267,9 @@ test("with a window, what the caller is done with is confirmed", async () => {
   // The last one is not: nobody has asked for the one after it.
   assert.ok(acks.every((offset) => offset <= 900));
   assert.deepEqual(acks, [...acks].sort((a, b) => a - b));
-  assert.ok(acks.length <= 4, `${acks.length} acks`);
+  // The first at once, one for half a window, and one each 0.4 s.
+  const most = 3 + Math.floor((Date.now() - began) / 400);
+  assert.ok(acks.length <= most, `${acks.length} acks`);
   await stream.return();
 });
 
