@@ -10,7 +10,7 @@ import { RelayChatTransport } from "./relay-transport.js";
 const [url, other] = [process.env.RELAY_URL, process.env.RELAY_OTHER];
 const compatible = createOpenAICompatible({ name: "relay", baseURL: `${url}/v1`, includeUsage: true });
 const openai = createOpenAI({ baseURL: `${url}/v1`, apiKey: "none-needed" });
-const simulated = { tokens: 200, tokens_per_second: 100, seed: 6 };
+const simulated = { tokens: 600, tokens_per_second: 100, seed: 6 }; // six seconds: it is not over when the page is left
 const quiet = { onError: () => {} };
 
 test("streamText of a compatible provider: text, reasoning, tool calls, usage", async () => {
@@ -96,7 +96,7 @@ test("a chat that was left goes on in another page, from another node", async ()
   const id = "chat-1";
   const page = new Chat({ id, transport: new RelayChatTransport(url, remembered, { simulation: simulated }) });
   const sent = page.sendMessage({ text: "Go." });
-  const deadline = Date.now() + 15_000;
+  const deadline = Date.now() + 30_000;
   while (!(page.lastMessage?.role === "assistant" && textOf(page).length > 100)) {
     assert.ok(Date.now() < deadline, "no text");
     await new Promise((go) => setTimeout(go, 20));

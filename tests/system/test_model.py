@@ -1,16 +1,16 @@
 """A real model behind the relay: SmolLM2-135M on llama.cpp's own server, read through the openai source."""
 
 import hashlib
-import time
 from collections.abc import Iterator
 
 import pytest
 
 from relay.embedded import EmbeddedServer
+from tests.support.stopwatch import Stopwatch
 from tests.support.system import Api, Reader, Worker, call, metric
 from tests.support.wait import wait_until
 
-pytestmark = [pytest.mark.llm, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.llm, pytest.mark.timeout(240)]
 
 ASK = [{"role": "user", "content": "Explain in a few sentences why rivers are never straight."}]
 
@@ -87,13 +87,14 @@ def test_two_readers_of_a_real_answer_read_the_same(api: Api) -> None:
         first.until(has_some_text, "some text")
         with reader(api, made) as late:
             late.until(has_some_text, "the same text")
-            cut = late.last_id
-        with Reader(api.port, f"/v1/streams/{made}/events", after=cut) as again:
+        texts = (event for event in late.named("delta") if event.data["channel"] == "content")
+        cut = next(texts)  # not the last one: by now all may have come
+        with Reader(api.port, f"/v1/streams/{made}/events", after=cut.id) as again:
             again.run(60)
         first.run(60)
     assert first.exact() == ""
-    assert again.exact(before=late.text) == ""
-    assert late.text + again.text == first.text
+    assert again.exact(before=cut.data["text"]) == ""
+    assert cut.data["text"] + again.text == first.text
 
 
 def is_generating(model: str) -> bool:
@@ -109,14 +110,14 @@ def test_a_cancelled_answer_is_not_generated_on(api: Api, worker: Worker, model:
         events.until(has_some_text, "some text")
         assert is_generating(model)
         assert api.call("DELETE", f"/v1/streams/{made}").status == 202
-        cancelled = time.monotonic()
-        events.run(5)
-        assert time.monotonic() - cancelled < 2
+        watch = Stopwatch()
+        events.run()
+        watch.within(2, "from the cancel to the end")
         assert events.exact() == ""
         assert events.terminal is not None
         assert events.terminal.data["finish_reason"] == "cancelled"
     wait_until(lambda: metric(worker.metrics_port, "relay_worker_responses") == 0, "the worker lets go")
-    wait_until(lambda: not is_generating(model), "the model stands still", timeout_s=2)
+    wait_until(lambda: not is_generating(model), "the model stands still")
 
 
 def test_a_worker_lost_in_mid_answer_is_a_typed_error(
@@ -128,7 +129,9 @@ def test_a_worker_lost_in_mid_answer_is_a_typed_error(
         events.until(has_some_text, "some text")
         worker.kill()
         with Worker(redis.url, upstream_base_url=model, lease_s=2, lease_renew_s=0.5):
-            events.run(8)
+            watch = Stopwatch()
+            events.run()
+            watch.within(8, "from another worker's start to the end")
         terminal = events.terminal
         assert terminal is not None
         assert (terminal.name, terminal.data["code"]) == ("error", "worker_lost")

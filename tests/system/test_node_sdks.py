@@ -16,7 +16,7 @@ from tests.support.system import Api, Worker
 from tests.support.upstream import Call, Script, answer, paced, refuse, silence
 from tests.system.test_openai_sdk import LIMITED, REJECTION, TEXT, raw, rich
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 PACKAGE = Path(__file__).parents[1] / "node"
 SCRIPTS: dict[str, Script] = {
@@ -57,8 +57,9 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Api, Api]]
     """Two nodes, a worker, and an upstream that does what it is asked to."""
     with served(by_the_last_message) as upstream, EmbeddedServer() as redis:
         models = tmp_path_factory.mktemp("models") / "models.toml"
+        address = f'source = "openai"\nbase_url = "{upstream.base_url}"\n'
         models.write_text(
-            f'[models.m]\nsource = "openai"\nbase_url = "{upstream.base_url}"\nfirst_token_timeout_s = 1.0\n'
+            f"[models.m]\n{address}[models.hasty]\n{address}first_token_timeout_s = 1.0\n"
             '[models.simulated]\nsource = "simulated"\n'
         )
         settings: dict[str, Any] = {"models_file": models, "abandon_after_s": 2}
@@ -80,7 +81,7 @@ def test_sdk(node: str, nodes: tuple[Api, Api], name: str) -> None:
         env={**os.environ, "RELAY_URL": urls[0], "RELAY_OTHER": urls[1], "AI_SDK_LOG_WARNINGS": "false"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
