@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ IN_A_PAGE = """async ([id, pauseMs]) => {
   const client = new Client("", { backoffMs: 100, retries: 30 });
   const stream = client.stream(id, { window: 2048, manualAck: true });
   const seen = { text: "", verified: null, notices: [], connections: 0, events: 0 };
+  let hasBeenHeld = false;
   for await (const event of stream) {
     seen.events += 1;
     if (event.type === "delta") {
@@ -34,6 +36,10 @@ IN_A_PAGE = """async ([id, pauseMs]) => {
     if (event.type === "notice") seen.notices.push(event.kind);
     if (event.type === "done") seen.verified = event.verified;
     stream.ack(stream.position);
+    if (!hasBeenHeld && stream.position.offset > 1500) {
+      hasBeenHeld = true;
+      await new Promise((resolve) => { window.goOn = resolve; });
+    }
   }
   seen.connections = stream.connections;
   window.result = seen;
@@ -99,18 +105,23 @@ def at_a_fixed_port(scene: Stage) -> Api:
     return scene._stack.enter_context(Api(scene.redis.url, "--port", str(free_port())))
 
 
-def restarted_in_mid_stream(scene: Stage, api: Api, response_id: str) -> None:
-    """The node is killed while a slow reader is at work, and comes back at its address."""
-    told = wait_until(lambda: read_some(api, response_id), "the reader has confirmed some", 60)
-    assert told["status"] in ("running", "paused")
-    assert told["position"] - told["consumers"][0]["position"] < 12_000  # it waits for its reader
+def restarted_in_mid_stream(scene: Stage, api: Api, response_id: str, go_on: Callable[[], Any]) -> None:
+    """The node is killed while its reader holds the source, and comes back at its address.
+
+    The reader waits in mid-stream, else it might have read all before a busy machine comes to the kill. It
+    goes on when the node is gone.
+    """
+    told = wait_until(lambda: held_up(api, response_id), "the source waits for a reader that has some", 60)
+    assert told["position"] - told["consumers"][0]["position"] < 12_000
     api.kill()
+    go_on()
     scene._stack.enter_context(Api(scene.redis.url, "--port", str(api.port)))
 
 
-def read_some(api: Api, response_id: str) -> dict[str, Any]:
+def held_up(api: Api, response_id: str) -> dict[str, Any]:
     told = api.status(response_id)
-    return told if told["consumers"] and told["consumers"][0]["position"] > 1500 else {}
+    has_some = told["consumers"] and told["consumers"][0]["position"] > 1500
+    return told if has_some and told["status"] == "paused" else {}
 
 
 def check(seen: dict[str, Any]) -> None:
@@ -127,9 +138,12 @@ def test_live_in_node(scene: Stage, installed: Path) -> None:
     scene.worker(pause_max_s=300, abandon_after_s=300)
     made = api.create(tokens=TOKENS, rate=0, seed=SEED, window_bytes=4096)
     command = ["node", "live_reader.mjs", f"http://127.0.0.1:{api.port}", made["id"], str(PAUSE_MS)]
-    with subprocess.Popen(command, cwd=installed, stdout=subprocess.PIPE, text=True) as reader:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=installed, text=True, **pipes) as reader:
         try:
-            restarted_in_mid_stream(scene, api, made["id"])
+            restarted_in_mid_stream(
+                scene, api, made["id"], lambda: print("go on", file=reader.stdin, flush=True)
+            )
             out, _ = reader.communicate(timeout=150)
         finally:
             reader.kill()
@@ -144,7 +158,7 @@ def test_live_in_chromium(scene: Stage) -> None:
     with chromium() as browser:
         tab = Tab(browser, f"http://127.0.0.1:{api.port}/")
         tab.page.evaluate(f"(given) => {{ ({IN_A_PAGE})(given); }}", [made["id"], PAUSE_MS])
-        restarted_in_mid_stream(scene, api, made["id"])
+        restarted_in_mid_stream(scene, api, made["id"], lambda: tab.page.evaluate("() => window.goOn()"))
         tab.page.wait_for_function("() => window.result", timeout=150_000)
         check(tab.page.evaluate("() => window.result"))
         assert tab.foreign == []
