@@ -15,13 +15,15 @@ from relay.client import Client, Delta, Done, Failed, Reconnect, Stream
 from relay.errors import RelayError
 from tests.support.front import Front, front
 from tests.support.stage import SHORT_LEASE, Stage, text_of
-from tests.support.system import Api, Process, Reader, Worker
+from tests.support.stopwatch import Stopwatch
+from tests.support.system import Api, Process, Reader, Worker, metric
 from tests.support.wait import wait_until_async
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 
 READERS, STALLED = 1000, 50
 GONE_WITHIN_S = 10.0
+LATEST_S = 60.0  # on a machine that has no CPU for it
 
 
 @pytest.fixture
@@ -58,8 +60,8 @@ def pump_all(readers: list[Reader], reached: Callable[[Reader], object], within_
                     selector.register(reader._socket, selectors.EVENT_READ, reader)
 
 
-def unready_within_s(port: int, leave: Callable[[], None]) -> float:
-    """Seconds from `leave` to the first /readyz that is not 200, on a connection that was there before."""
+def leave_until_unready(port: int, leave: Callable[[], None]) -> None:
+    """From `leave` on /readyz is soon not 200, on a connection that was there before."""
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
 
         def ready() -> bool:
@@ -69,12 +71,12 @@ def unready_within_s(port: int, leave: Callable[[], None]) -> float:
             return answer.status == 200
 
         assert ready()
+        watch = Stopwatch()
         leave()
-        left = time.monotonic()
         with contextlib.suppress(OSError, http.client.HTTPException):
             while ready():
-                assert time.monotonic() - left < GONE_WITHIN_S
-        return time.monotonic() - left
+                assert watch.elapsed_s < LATEST_S
+        watch.within(1.0, "from SIGTERM to /readyz")
 
 
 @pytest.mark.usefixtures("many_files")
@@ -82,17 +84,17 @@ def test_a_node_with_a_thousand_readers_is_gone_within_ten_seconds(scene: Stage)
     """Each is told when to come back and has a whole answer; also those that read nothing hold nobody up."""
     leaving, staying = scene.api(), scene.api()
     scene.worker(**SHORT_LEASE)
-    made = [leaving.create(tokens=5000, rate=2, seed=seed) for seed in range(20)]
+    made = [leaving.create(tokens=50_000, rate=2, seed=seed) for seed in range(20)]
     readers = [scene.reader(leaving, made[index % 20]) for index in range(READERS)]
     stalled = [scene.reader(leaving, made[0], receive_buffer=4096, maxseg=1448) for _ in range(STALLED)]
-    pump_all(readers, lambda reader: reader.text, within_s=60)
-    unready_s = unready_within_s(leaving.port, leaving.terminate)
-    told = time.monotonic()
-    pump_all(readers, lambda reader: reader.ended, within_s=GONE_WITHIN_S)
-    ended_s = time.monotonic() - told
-    assert leaving.wait(GONE_WITHIN_S - ended_s) == 0
-    gone_s = time.monotonic() - told
-    assert unready_s < 1
+    pump_all(readers, lambda reader: reader.text, within_s=LATEST_S)
+    watch = Stopwatch()
+    leave_until_unready(leaving.port, leaving.terminate)
+    pump_all(readers, lambda reader: reader.ended, within_s=LATEST_S)
+    ended_s = watch.elapsed_s
+    assert leaving.wait(LATEST_S) == 0
+    gone_s = watch.elapsed_s
+    watch.within(GONE_WITHIN_S, "from SIGTERM to the end", gone_s)
     assert "Traceback" not in leaving.stderr
     for reader in readers:
         last = reader.events[-1]
@@ -107,7 +109,7 @@ def test_a_node_with_a_thousand_readers_is_gone_within_ten_seconds(scene: Stage)
         assert rest.exact(before=reader.text) == ""
     for reader in stalled:
         reader.close()
-    print(f"not ready after {unready_s:.2f} s, all told after {ended_s:.2f} s, gone after {gone_s:.2f} s")
+    print(f"all told after {ended_s:.2f} s, gone after {gone_s:.2f} s")
 
 
 # --- readers with the shipped client
@@ -162,7 +164,7 @@ class Crowd:
 
     async def all_read(self) -> None:
         """Wait until each has some text."""
-        await wait_until_async(lambda: min(self.sizes) > 0, "every reader has some text", 30)
+        await wait_until_async(lambda: min(self.sizes) > 0, "every reader has some text", LATEST_S)
 
     async def exact(self) -> list[Read]:
         """All of them at their end, each with the exact text, verified."""
@@ -175,17 +177,24 @@ class Crowd:
         return found
 
 
+def readers_of(node: Api) -> float:
+    """How many readers a node has now."""
+    return metric(node.port, "relay_consumers")
+
+
 async def test_a_killed_node_costs_its_readers_one_reconnect(scene: Stage) -> None:
     """kill -9 of one of three: those that it served connect once more, the others notice nothing."""
     nodes = [scene.api() for _ in range(3)]
     scene.worker(**SHORT_LEASE)
     async with front(*(node.port for node in nodes)) as line, Client(line.url) as client:
-        crowd = Crowd(client, nodes[0], 60, tokens=300, rate=50)
+        crowd = Crowd(client, nodes[0], 60, tokens=600, rate=50)
         await crowd.all_read()
+        await wait_until_async(lambda: sum(map(readers_of, nodes)) == 60, "all are counted")
+        cut = readers_of(nodes[1])
         nodes[1].kill()
         found = await crowd.exact()
     assert {one.connections for one in found} == {1, 2}
-    assert 10 <= sum(one.connections == 2 for one in found) <= 30  # about a third were there
+    assert sum(one.connections == 2 for one in found) == cut > 0
     assert sum(one.reconnects for one in found) == 0  # it had no time to say so
 
 
@@ -208,12 +217,14 @@ async def test_a_drained_node_s_readers_see_nothing(scene: Stage) -> None:
     nodes = [scene.api(), scene.api()]
     scene.worker(**SHORT_LEASE)
     async with front(*(node.port for node in nodes)) as line, Client(line.url) as client:
-        crowd = Crowd(client, nodes[0], 40, tokens=300, rate=50)
+        crowd = Crowd(client, nodes[0], 40, tokens=600, rate=50)
         await crowd.all_read()
+        await wait_until_async(lambda: sum(map(readers_of, nodes)) == 40, "all are counted")
+        told = readers_of(nodes[0])
         nodes[0].terminate()
-        assert await asyncio.to_thread(nodes[0].wait, GONE_WITHIN_S) == 0
+        assert await asyncio.to_thread(nodes[0].wait, LATEST_S) == 0
         found = await crowd.exact()
-    assert sum(one.reconnects for one in found) >= 10
+    assert sum(one.reconnects for one in found) >= told > 0
     assert all(one.connections <= 1 + one.reconnects + 1 for one in found)
 
 
@@ -260,18 +271,18 @@ class Load:
         """A create may be repeated where it has an idempotency key: a node that drains refuses it."""
         body = {"model": "simulated", "prompt": "Say it."}
         simulation = {"tokens": tokens, "tokens_per_second": rate, "seed": seed}
-        for attempt in range(20):
+        deadline = time.monotonic() + LATEST_S
+        while True:
             try:
                 made = await self._client.create(
                     idempotency_key=f"seed-{seed}", simulation=simulation, **body
                 )
             except RelayError as error:
-                if not error.retryable or attempt == 19:
+                if not error.retryable or time.monotonic() > deadline:
                     raise
                 await asyncio.sleep(0.1)
             else:
                 return made.id
-        raise AssertionError
 
 
 async def replace(scene: Stage, line: Front, nodes: list[Api], at: int) -> None:
@@ -285,7 +296,7 @@ async def replace(scene: Stage, line: Front, nodes: list[Api], at: int) -> None:
 async def leave(old: Process) -> None:
     """SIGTERM, and a clean end."""
     old.terminate()
-    assert await asyncio.to_thread(old.wait, GONE_WITHIN_S) == 0, old.log
+    assert await asyncio.to_thread(old.wait, LATEST_S) == 0, old.log
 
 
 async def test_a_rolling_restart_of_everything_reaches_no_reader(scene: Stage) -> None:
@@ -300,7 +311,7 @@ async def test_a_rolling_restart_of_everything_reaches_no_reader(scene: Stage) -
     ):
         load = Load(client)
         tasks.create_task(load.run(40, tokens=200, rate=50))
-        await wait_until_async(lambda: len(load.read) >= 40, "the load runs", 30)
+        await wait_until_async(lambda: len(load.read) >= 40, "the load runs", LATEST_S)
         for at in range(2):
             await replace(scene, line, nodes, at)
             old, workers[at] = workers[at], await asyncio.to_thread(lambda: scene.worker(**settings))
