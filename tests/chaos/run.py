@@ -35,7 +35,7 @@ BY_FAULT, BY_ITSELF = "fault", "itself"
 PRIMARIES_EVERY_S = 0.5
 FAILED_OVER_WITHIN_S = 30.0
 ENDED_WITHIN_S = 30.0  # a response that nobody reads any more
-END_WITHIN_S = 60.0  # after the last fault
+END_WITHIN_S = 120.0  # after the last fault; twice of what stalled and late readers take
 KEPT_CALLS = 1000
 SLOW_S = 5.0
 SHOWN = 3  # violations of one response
@@ -53,6 +53,7 @@ class Chaos:
         keep: Path,
         only: str = "",
         most_tokens: int = MOST_TOKENS,
+        least_faults: int = 0,
     ) -> None:
         self.stage = play
         self.observer = Observer(play.redis, play.folder)
@@ -68,6 +69,8 @@ class Chaos:
         self._keep = keep
         self._only = only
         self._most_tokens = most_tokens
+        self._least_faults = least_faults  # however long they take
+        self._is_over = False
         self._made = 0
         self._losing: set[str] = set()  # why a response that is made now may be lost with what Redis loses
         self._began = time.monotonic()
@@ -85,6 +88,7 @@ class Chaos:
             crowd = [tasks.create_task(self._crowd(index)) for index in range(self._responses)]
             self._until = time.monotonic() + seconds
             await self._torment()
+            self._is_over = True
             nemesis.heal(self.stage)
             self._say("the last fault is healed")
             _, late = await asyncio.wait(crowd, timeout=END_WITHIN_S)
@@ -99,7 +103,7 @@ class Chaos:
     async def _crowd(self, index: int) -> None:
         """One place among the responses in flight: a life after the other."""
         await asyncio.sleep(index * 5.0 / self._responses)  # they need not all begin in one instant
-        while time.monotonic() < self._until:
+        while not self._is_over:
             self._made += 1
             life = Life(self.stage, plan(self._plans, self._made, self._most_tokens))
             await self._live(life)
@@ -160,7 +164,7 @@ class Chaos:
         await asyncio.sleep(8)
         while True:
             for fault in bag(self.stage.redis.shape, self._rng, self._only):
-                if time.monotonic() > self._until:
+                if time.monotonic() > self._until and self.faults.total() >= self._least_faults:
                     return
                 await self._inflict(fault, scene)
                 await asyncio.sleep(self._rng.uniform(*QUIET_S))
