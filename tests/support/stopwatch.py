@@ -36,11 +36,15 @@ class Stopwatch:
         took_s = self.elapsed_s if elapsed_s is None else elapsed_s
         if took_s < limit_s:
             return
-        time.sleep(_SUMMED_EVERY_S)  # until the total has what happened
-        lacked_s = min(took_s, waited_for_cpu_s() - self._waited_s)
+        lacked_s = self.lacked_s(took_s)
         assert took_s - lacked_s < limit_s, (
             f"{what}: {took_s:.2f} s, of which {lacked_s:.2f} s without a core; at most {limit_s:g} s"
         )
+
+    def lacked_s(self, took_s: float) -> float:
+        """For how long of what it took, until now, a core was lacking. Takes the time of the kernel's sum."""
+        time.sleep(_SUMMED_EVERY_S)
+        return min(took_s, waited_for_cpu_s() - self._waited_s)
 
 
 def waited_for_cpu_s() -> float:
