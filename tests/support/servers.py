@@ -28,8 +28,8 @@ from redis.retry import Retry
 from relay.embedded import EmbeddedServer, free_port
 from tests.support.wait import wait_until
 
-_SOCKET_TIMEOUT_S = 5.0
-_DOCKER_TIMEOUT_S = 10
+_SOCKET_TIMEOUT_S = 15.0
+_DOCKER_TIMEOUT_S = 60
 _TRUE = ("1", "true", "yes")
 _TLS_USER, _TLS_PASSWORD = "relay", "correct-horse"
 _CONTAINER_OPTIONS = ["--save", "", "--maxmemory-policy", "noeviction", "--protected-mode", "no"]
@@ -133,7 +133,7 @@ def _redis7_executable() -> str:
     if executable is None:
         raise Missing("no redis-server on PATH: apt-get install redis-server")
     version = subprocess.run(
-        [executable, "--version"], capture_output=True, text=True, check=True, timeout=10
+        [executable, "--version"], capture_output=True, text=True, check=True, timeout=60
     ).stdout
     if not re.match(r"Redis server v=7\.", version):
         raise Missing(f"{executable} is not Redis 7: {version.strip()}")
@@ -153,7 +153,7 @@ def _container(image: str, program: str) -> Iterator[str]:
     with DockerContainer(image, ports=[6379]).with_command(command) as container:
         host = container.get_container_host_ip().replace("localhost", "127.0.0.1")
         url = f"redis://{host}:{container.get_exposed_port(6379)}/0"
-        wait_until(lambda: _pings(url), f"{image} answers PING at {url}", timeout_s=30)
+        wait_until(lambda: _pings(url), f"{image} answers PING at {url}", timeout_s=60)
         yield url
 
 
