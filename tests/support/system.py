@@ -196,7 +196,9 @@ class Api(Process):
     """A ready API node on a free port of its own, which it prints."""
 
     def __init__(self, redis_url: str, *args: str, **settings: object) -> None:
-        super().__init__("api", "--port", "0", *args, redis_url=redis_url, **settings)
+        # Other tests make a node's loop late, which is pressure on admission: no answer is cut for that.
+        given = {"limited_tokens": 1_000_000, **settings}
+        super().__init__("api", "--port", "0", *args, redis_url=redis_url, **given)
         self.wait_ready()
         self.port = int(self.ready.rpartition(":")[2])
 
