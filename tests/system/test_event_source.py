@@ -27,6 +27,9 @@ LISTEN = """(url) => {
 }"""
 SEEN = """() => ({ ...window.seen, source: undefined, state: window.seen.source.readyState })"""
 CLOSED = 2  # EventSource.CLOSED
+TOKENS = 100_000  # longer than any test: `ended` ends it
+
+pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture(scope="module")
@@ -48,19 +51,32 @@ def restarted(scene: Stage, api: Api) -> Api:
     return scene._stack.enter_context(Api(scene.redis.url, "--port", str(api.port)))
 
 
+def ended(api: Api, made: dict[str, Any], seed: int) -> str:
+    """End a response that goes on; its text, which is as it was made."""
+    assert api.call("DELETE", f"/v1/streams/{made['id']}").status == 202
+    api.wait_status(made["id"], "cancelled")
+    text = api.call("GET", made["text_url"]).body.decode()
+    assert text_of(seed, TOKENS).startswith(text)
+    return text
+
+
 def test_a_cut_is_resumed_and_204_stops_it(scene: Stage, browser: Browser) -> None:
     """A node killed in mid-stream: the EventSource comes back by itself, has every byte once, and closes."""
     api = scene.api()
     scene.worker()
-    made = api.create(tokens=400, rate=80, seed=5)
+    made = api.create(tokens=TOKENS, rate=80, seed=5)
     tab = Tab(browser, f"http://127.0.0.1:{api.port}/")
     tab.page.evaluate(LISTEN, made["events_url"])
-    wait_until(lambda: len(seen(tab)["texts"].get("", "")) > 200, "text", 15)
-    restarted(scene, api)
-    wait_until(lambda: seen(tab)["ends"] == 1, "the end", 40)
-    wait_until(lambda: seen(tab)["state"] == CLOSED, "204 closes it", 20)
+    wait_until(lambda: len(seen(tab)["texts"].get("", "")) > 200, "text")
+    api = restarted(scene, api)
+    before = len(seen(tab)["ids"])
+    wait_until(lambda: seen(tab)["opens"] == 2, "it is back", 60)
+    wait_until(lambda: len(seen(tab)["ids"]) > before + 10, "it reads on", 60)
+    text = ended(api, made, 5)
+    wait_until(lambda: seen(tab)["ends"] == 1, "the end", 60)
+    wait_until(lambda: seen(tab)["state"] == CLOSED, "204 closes it", 60)
     heard = seen(tab)
-    assert heard["texts"] == {"": text_of(5, 400)}
+    assert heard["texts"] == {"": text}
     assert heard["opens"] == 2
     assert heard["ids"] == sorted(set(heard["ids"]), key=lambda position: int(position.partition("-")[0]))
     tab.close()
@@ -70,14 +86,16 @@ def test_many_on_one_connection_resume_together(scene: Stage, browser: Browser) 
     """More than the six connections that a browser opens to a host, on one: cut and resumed."""
     api = scene.api()
     scene.worker()
-    made = [api.create(tokens=300, rate=60, seed=seed) for seed in range(1, 9)]
+    made = [api.create(tokens=TOKENS, rate=60, seed=seed) for seed in range(1, 9)]
     tab = Tab(browser, f"http://127.0.0.1:{api.port}/")
     tab.page.evaluate(LISTEN, "/v1/events?streams=" + ",".join(one["id"] for one in made))
-    wait_until(lambda: len(seen(tab)["texts"]) == 8, "text of each", 15)
-    restarted(scene, api)
-    wait_until(lambda: seen(tab)["ends"] == 8, "every end", 40)
-    wait_until(lambda: seen(tab)["state"] == CLOSED, "204 closes it", 20)
-    assert seen(tab)["texts"] == {one["id"]: text_of(seed, 300) for seed, one in enumerate(made, 1)}
+    wait_until(lambda: len(seen(tab)["texts"]) == 8, "text of each")
+    api = restarted(scene, api)
+    wait_until(lambda: seen(tab)["opens"] == 2, "it is back", 60)
+    texts = {one["id"]: ended(api, one, seed) for seed, one in enumerate(made, 1)}
+    wait_until(lambda: seen(tab)["ends"] == 8, "every end", 60)
+    wait_until(lambda: seen(tab)["state"] == CLOSED, "204 closes it", 60)
+    assert seen(tab)["texts"] == texts
     tab.close()
 
 
@@ -87,11 +105,12 @@ def test_behind_a_proxy(scene: Stage, browser: Browser, name: str) -> None:
     api = scene.api()
     scene.worker()
     with balanced(name, api.port) as port:
-        made = api.create(tokens=150, rate=30, seed=7)
+        made = api.create(tokens=TOKENS, rate=30, seed=7)
         tab = Tab(browser, f"http://127.0.0.1:{port}/")
         tab.page.evaluate(LISTEN, made["events_url"])
-        wait_until(lambda: len(seen(tab)["ids"]) > 5, "events", 15)
+        wait_until(lambda: len(seen(tab)["ids"]) > 5, "events")
         assert api.status(made["id"])["status"] == "running"
-        wait_until(lambda: seen(tab)["state"] == CLOSED, "204 closes it", 40)
-        assert seen(tab)["texts"] == {"": text_of(7, 150)}
+        text = ended(api, made, 7)
+        wait_until(lambda: seen(tab)["state"] == CLOSED, "204 closes it", 60)
+        assert seen(tab)["texts"] == {"": text}
         tab.close()

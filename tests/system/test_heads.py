@@ -8,8 +8,13 @@ from collections.abc import Iterator
 import pytest
 
 from relay.embedded import EmbeddedServer
+from relay.keys import JOBS_INTERACTIVE
 from relay.sse import Parser
+from tests.support.servers import admin
 from tests.support.system import Api, Worker
+
+pytestmark = pytest.mark.timeout(180)
+WITHIN_S = 60
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +31,18 @@ def api(redis_url: str) -> Iterator[Api]:
         yield node
 
 
+@pytest.fixture(autouse=True)
+def _no_job_waits(redis_url: str) -> Iterator[None]:
+    """No worker is here for most of these, and after some seconds a job that waits is pressure."""
+    yield
+    with admin(redis_url) as client:
+        client.xtrim(JOBS_INTERACTIVE, 0, approximate=False)
+
+
 @pytest.mark.parametrize("head", [b"GET /healthz HTTP/1.1\r\nx: ", b"GET /healthz?"])
 def test_an_endless_head_is_refused(api: Api, head: bytes) -> None:
     """A header or a URL without end is answered 431 after 64 KiB, and the connection ends."""
-    with socket.create_connection(("127.0.0.1", api.port), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", api.port), timeout=WITHIN_S) as sock:
         sock.sendall(head)
         # What the kernels' buffers take is sent before the refusal is seen; 64 MiB is not.
         with pytest.raises((BrokenPipeError, ConnectionResetError)):
@@ -51,7 +64,7 @@ def test_a_client_that_sends_all_before_it_reads_is_told_that_it_is_too_much(
     """The rest of a body over the limit is read and dropped: 413 arrives, and no reset connection."""
     size = 20_000_000
     head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-    with socket.create_connection(("127.0.0.1", api.port), timeout=15) as sock:
+    with socket.create_connection(("127.0.0.1", api.port), timeout=WITHIN_S) as sock:
         if framing == "chunked":
             sock.sendall(f"{head}transfer-encoding: chunked\r\n\r\n".encode())
             sock.sendall(b"%x\r\n" % size + b" " * size + b"\r\n0\r\n\r\n")
@@ -76,7 +89,7 @@ def test_a_client_that_sends_all_before_it_reads_is_told_that_it_is_too_much(
 )
 def test_what_is_no_http_is_told_in_the_form_of_every_error(api: Api, head: bytes) -> None:
     """400 with the one body, and the connection ends."""
-    with socket.create_connection(("127.0.0.1", api.port), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", api.port), timeout=WITHIN_S) as sock:
         sock.sendall(head)
         told, _, body = everything(sock).partition(b"\r\n\r\n")
     assert told.startswith(b"HTTP/1.1 400 ")
@@ -90,7 +103,7 @@ def test_what_is_no_http_is_told_in_the_form_of_every_error(api: Api, head: byte
 def test_garbage_after_a_request_is_not_answered_into_its_stream(api: Api, between: bytes) -> None:
     """A reader that sends what is no request loses its connection, and reads nothing that is no event."""
     made = api.create()
-    with socket.create_connection(("127.0.0.1", api.port), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", api.port), timeout=WITHIN_S) as sock:
         sock.sendall(f"GET {made['events_url']} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
         begun = b""
         while b": ok" not in begun:
@@ -102,12 +115,12 @@ def test_garbage_after_a_request_is_not_answered_into_its_stream(api: Api, betwe
 @pytest.mark.parametrize("connection", ["close", "keep-alive"])
 def test_http_1_0_is_answered_without_chunks(api: Api, redis_url: str, connection: str) -> None:
     """To a client of HTTP/1.0 (older proxies by default) a body without a length ends with the connection."""
-    made = api.create(tokens=50)
     with Worker(redis_url):
+        made = api.create(tokens=50)
         api.wait_status(made["id"], "completed")
     answers = {}
     for path in (made["events_url"], made["text_url"], "/healthz", "/v1/streams/none"):
-        with socket.create_connection(("127.0.0.1", api.port), timeout=10) as sock:
+        with socket.create_connection(("127.0.0.1", api.port), timeout=WITHIN_S) as sock:
             sock.sendall(f"GET {path} HTTP/1.0\r\nhost: x\r\nconnection: {connection}\r\n\r\n".encode())
             head, _, answers[path] = everything(sock).partition(b"\r\n\r\n")
             assert b"transfer-encoding" not in head.lower()
@@ -125,7 +138,7 @@ def test_an_answer_that_was_held_back_ends_for_http_1_0_too(api: Api, redis_url:
     simulated = {"model": "simulated", "simulation": {"tokens": 3, "tokens_per_second": 0}}
     body = json.dumps({**simulated, "messages": [{"role": "user", "content": "x"}], "stream": True}).encode()
     head = "POST /v1/chat/completions HTTP/1.0\r\nhost: x\r\ncontent-type: application/json\r\n"
-    with Worker(redis_url), socket.create_connection(("127.0.0.1", api.port), timeout=10) as sock:
+    with Worker(redis_url), socket.create_connection(("127.0.0.1", api.port), timeout=WITHIN_S) as sock:
         sock.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
         answer = everything(sock)
     assert b"data: [DONE]\n\n" in answer
