@@ -7,6 +7,7 @@ Delivery is at least once: `claim_response` decides who generates.
 """
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -164,25 +165,32 @@ class Jobs:
         await self._line(job.stream).call("XADD", job.stream, "*", *_fields(job.response_id, job.context))
         await self.finish(job)
 
-    async def orphans(self, worker: str, idle_ms: int, most: int) -> list[Job]:
+    async def orphans(
+        self, worker: str, idle_ms: int, most: int, may_take: Callable[[], bool] = lambda: True
+    ) -> list[Job]:
         """Take over at most `most` jobs whose response nobody holds a lease on.
 
-        A job younger than `idle_ms` is left alone: its worker may not have come to the lease yet.
+        A job younger than `idle_ms` is left alone: its worker may not have come to the lease yet. `may_take`
+        is asked when the leases have been looked at: each step before may have waited for Redis to come back.
         """
         taken: list[Job] = []
         for stream in STREAMS.values():
             if most - len(taken) > 0:
                 with suppress(Refused):
-                    taken += await self._orphans_of(stream, worker, idle_ms, most - len(taken))
+                    taken += await self._orphans_of(stream, worker, idle_ms, most - len(taken), may_take)
         return taken
 
-    async def _orphans_of(self, stream: str, worker: str, idle_ms: int, most: int) -> list[Job]:
+    async def _orphans_of(
+        self, stream: str, worker: str, idle_ms: int, most: int, may_take: Callable[[], bool]
+    ) -> list[Job]:
         taken: list[Job] = []
         for _ in range(SCAN_PAGES):
             jobs = await self._old_jobs(stream, idle_ms)
             keys = [keys_of(job.response_id).lease for job in jobs]
             leases = [self._line(key).send("EXISTS", key) for key in keys]
             free = [job for job, lease in zip(jobs, leases, strict=True) if not await lease]
+            if not may_take():
+                most = len(taken)
             if len(free) > most - len(taken):  # what there is no room for now is the first that is seen next
                 self._cursors[stream] = free[most - len(taken)].entry_id.decode()
             # The idle time decides between two workers that saw the same orphan: the second gets nothing.

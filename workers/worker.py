@@ -115,7 +115,9 @@ class Worker:
     async def _take_over(self, tasks: asyncio.TaskGroup, most: int) -> int:
         """Look for orphans once; how many were found, at most `most`."""
         try:
-            jobs = await self._shop.jobs.orphans(self._shop.worker_id, ORPHAN_AGE_MS, most)
+            jobs = await self._shop.jobs.orphans(
+                self._shop.worker_id, ORPHAN_AGE_MS, most, lambda: not self._waits_for_others
+            )
         except RelayError:
             return 0  # Redis is away; the next look finds them
         for job in jobs:

@@ -1580,6 +1580,36 @@ async def test_after_redis_was_away_a_worker_keeps_its_responses(
         assert plant.metrics.reclaimed + other.metrics.reclaimed == 0
 
 
+async def test_a_look_for_orphans_that_waited_for_redis_takes_none(
+    plants: Open, line: Proxy, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It began before the break and goes on after it: whoever holds the response has not renewed yet."""
+    plant = await plants(line.url, lease_s=200, lease_renew_s=100)
+    begun, go, found = asyncio.Event(), asyncio.Event(), []
+    orphans = plant.shop.jobs.orphans
+
+    async def held(*given: Any) -> Any:
+        begun.set()
+        await go.wait()
+        found.append(await orphans(*given))
+        return found[-1]
+
+    monkeypatch.setattr(plant.shop.jobs, "orphans", held)
+    journal = await plant.submit()
+    await plant.shop.topology.wires()[0].call(
+        "XREADGROUP", "GROUP", JOBS_GROUP, "cut off", "COUNT", 1, "STREAMS", JOBS_INTERACTIVE, ">"
+    )
+    await until(lambda: _is_old(redis), "the job is old enough to be taken over")
+    async with at_work(plant, line.url):
+        await begun.wait()
+        async with away(line, plant):
+            go.set()
+        await until(lambda: found, "the look ends")
+    assert found == [[]]
+    assert plant.metrics.reclaimed == 0
+    assert (await snapshot(journal)).status == "queued"
+
+
 def _is_old(redis: Redis) -> bool:
     return bool(redis.xpending_range(JOBS_INTERACTIVE, JOBS_GROUP, "-", "+", 1, idle=1500))
 
