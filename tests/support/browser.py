@@ -20,7 +20,7 @@ _ARGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-_START_MS, STEP_MS = 60_000, 30_000
+_START_MS, STEP_MS = 120_000, 60_000
 
 
 def needs(program: str, package: str) -> str:
