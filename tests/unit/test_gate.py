@@ -139,7 +139,7 @@ async def test_a_loop_that_is_blocked_closes_it() -> None:
 
     async with asyncio.TaskGroup() as tasks:
         keeper = tasks.create_task(keep(the.gate, None))  # type: ignore[arg-type] # Redis is not asked
-        await asyncio.wait_for(hog(), 20)
+        await asyncio.wait_for(hog(), 40)
         assert the.held == {"loop"}
         await wait_until_async(lambda: the.gate.is_open, "it opens", 30)
         keeper.cancel()

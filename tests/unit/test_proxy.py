@@ -11,7 +11,7 @@ from tests.support.proxy import Proxy
 from tests.support.wait import wait_until_async
 
 T = TypeVar("T")
-WITHIN_S = 10.0
+WITHIN_S = 30.0
 
 
 async def soon(awaited: Awaitable[T]) -> T:
