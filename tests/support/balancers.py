@@ -63,14 +63,14 @@ def balanced(name: str, api: int) -> Iterator[int]:
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         try:
-            wait_until(lambda: _is_ready(process, port), f"{name} has found the node", 20)
+            wait_until(lambda: _is_ready(process, port), f"{name} has found the node", 60)
             yield port
         except BaseException as error:
             error.add_note((folder / "log").read_text()[-2000:])
             raise
         finally:
             process.terminate()
-            process.wait(20)
+            process.wait(60)
 
 
 def _is_ready(process: subprocess.Popen[bytes], port: int) -> bool:

@@ -71,7 +71,7 @@ class Prometheus:
         with (self._folder / "log").open("wb") as log:
             self._process = process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
-            wait_until(self._is_ready, "Prometheus is ready", 30)
+            wait_until(self._is_ready, "Prometheus is ready", 60)
             yield self
         finally:
             process.kill()
@@ -79,7 +79,7 @@ class Prometheus:
 
     def _is_ready(self) -> bool:
         with contextlib.suppress(OSError):  # also while it answers 503
-            urllib.request.urlopen(f"http://127.0.0.1:{self.port}/-/ready", timeout=2).close()
+            urllib.request.urlopen(f"http://127.0.0.1:{self.port}/-/ready", timeout=10).close()
             return True
         return False
 

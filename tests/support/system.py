@@ -31,7 +31,7 @@ from tests.support.wait import wait_until
 
 READY_WITHIN_S = 60.0
 STOP_WITHIN_S = 40.0
-ANSWER_WITHIN_S = 15.0
+ANSWER_WITHIN_S = 30.0
 LOG_TAIL_LINES = 30
 _CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
 _HOST = "127.0.0.1"
