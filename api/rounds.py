@@ -4,18 +4,17 @@ In one go, some hundred slow readers would hold the loop for milliseconds ten ti
 the fast readers beside them would be late.
 """
 
-import asyncio
 from contextlib import suppress
 
 from api.condition import Health
 from api.node import Node
 from api.stream import Consumer
 from relay.errors import RelayError
+from relay.turns import in_turns
 
 ROUND_S = 0.1
 ROUNDS = 10  # in each of which a tenth of the consumers is looked at
-SLICE = 16  # consumers at a time: some 0.2 ms
-MOST_SLICES = 50  # of a round; of more than 800 consumers the slices grow
+AT_A_TIME, MOST_TURNS = 16, 50  # consumers, some 0.2 ms; of more than 800 it is more of them at a time
 
 
 class Rounds:
@@ -41,13 +40,11 @@ class Rounds:
     async def _round(self, due: set[Consumer]) -> None:
         """Step all, and look at those that are due."""
         present = self._node.consumers
-        slices = min(max(1, len(present) // SLICE), MOST_SLICES)
-        for turn in range(slices):
-            await asyncio.sleep(ROUND_S / slices)
-            for consumer in present[turn::slices]:
+        async for consumers in in_turns(present, over_s=ROUND_S, at_a_time=AT_A_TIME, most_turns=MOST_TURNS):
+            for consumer in consumers:
                 if consumer in due:
+                    self._look(consumer)  # before it confirms: the lag as it was, and not at its least
                     consumer.sweep()
-                    self._look(consumer)
                 else:
                     consumer.step()
 

@@ -79,11 +79,12 @@ class Governor:
 
     @property
     def is_due(self) -> bool:
-        """Whether the watcher should look now."""
-        return not self._is_over and self._loop.time() >= self._look_at
+        """Whether the watcher should look now: it comes every LOOK_BEHIND_S, and the nearest time counts."""
+        return not self._is_over and self._loop.time() >= self._look_at - LOOK_BEHIND_S / 2
 
     async def look(self) -> None:
         """Look at the readers and do what the ladder decides. Never raises a RelayError."""
+        asked_at = self._loop.time()
         if not await self._readers.look() or self._writer.is_refused:
             return  # Redis is away, or takes nothing: nobody is slow
         if self._is_over:
@@ -101,7 +102,7 @@ class Governor:
         )
         self._apply(self._ladder.observe(seen))
         is_behind = self.level is not Level.LIVE or sojourn_s >= BEHIND_S or not readers.has_live
-        self._look_at = self._loop.time() + (LOOK_BEHIND_S if is_behind else LOOK_LIVE_S)
+        self._look_at = asked_at + (LOOK_BEHIND_S if is_behind else LOOK_LIVE_S)
 
     def _apply(self, decision: Decision) -> None:
         self._decision = decision

@@ -2,7 +2,8 @@
 
 run
 ├── claim    waits for jobs while there are free slots
-├── renew    every lease_renew_s, all leases in one turn of the loop
+├── renew    every lease_renew_s, a few leases at a time
+├── watch    looks at the readers of each response that nobody holds up, a few at a time
 ├── gate     claims nothing while it cannot carry more
 ├── reclaim  jobs whose worker lost its lease
 └── a task for each generation
@@ -10,8 +11,9 @@ run
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from typing import Any
 
 import structlog
 
@@ -19,6 +21,7 @@ from relay import process, tracing
 from relay.cluster import Affects
 from relay.errors import OutOfMemory, RelayError, Unavailable
 from relay.jobs import Job
+from relay.turns import in_turns
 from relay.wire import Wire
 from workers.gate import Gate, keep
 from workers.generation import GenerationJob, Workshop
@@ -30,6 +33,7 @@ BLOCK_MS = 1000  # of one claim; bounds how long a stop waits for it
 CLAIM_BATCH = 128  # jobs of one read
 ORPHAN_AGE_MS = 1000  # since it was claimed: its worker may not have come to the lease yet
 RETRY_S = 0.5
+AT_A_TIME, MOST_TURNS = 8, 32  # of the generations that renew or look: some 0.5 ms with the replies
 
 
 class Worker:
@@ -184,24 +188,35 @@ class Worker:
     # --- leases
 
     async def _renew(self) -> None:
+        every_s = self._shop.settings.lease_renew_s
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._shop.settings.lease_renew_s):
+                async with asyncio.timeout(every_s * 3 / 4):
                     await self._is_back.wait()
+            over_s = 0.0 if self._is_back.is_set() else every_s / 4
             self._is_back.clear()
-            await self._each(GenerationJob.renew, self._shop.settings.lease_renew_s)
+            await self._each(GenerationJob.renew, over_s=over_s, within_s=every_s)
 
     async def _watch(self) -> None:
-        """Have every generation that is due look at its readers: in one turn, so in one write."""
+        """Have every generation that is due look at its readers."""
         while True:
-            await asyncio.sleep(LOOK_BEHIND_S)
-            await self._each(GenerationJob.watch, LOOK_LIVE_S)
+            await self._each(GenerationJob.watch, over_s=LOOK_BEHIND_S, within_s=LOOK_LIVE_S)
 
-    async def _each(self, does: Callable[[GenerationJob], Awaitable[None]], within_s: float) -> None:
-        """Do it for every generation. One Redis node that does not answer must not hold up the others'."""
+    async def _each(
+        self, does: Callable[[GenerationJob], Coroutine[Any, Any, None]], *, over_s: float, within_s: float
+    ) -> None:
+        """Do it for every generation, spread over a time, and cancel what is not done within another.
+
+        None waits for the reply to another: a Redis node that does not answer must not hold up the rest.
+        """
+        turns = in_turns(list(self._running), over_s=over_s, at_a_time=AT_A_TIME, most_turns=MOST_TURNS)
         with suppress(TimeoutError):
-            async with asyncio.timeout(within_s):
-                await asyncio.gather(*(does(generation) for generation in list(self._running.values())))
+            async with asyncio.timeout(within_s), asyncio.TaskGroup() as tasks:
+                async for response_ids in turns:
+                    for response_id in response_ids:
+                        generation = self._running.get(response_id)
+                        if generation is not None:  # and has not ended meanwhile
+                            tasks.create_task(does(generation))
 
     def _reconnected(self, _affects: Affects) -> None:
         """Renew at once what may have run out, and give the others as much time before it is an orphan."""

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from api.node import Node
-from api.rounds import MOST_SLICES, ROUND_S, ROUNDS, SLICE, Rounds
+from api.rounds import AT_A_TIME, MOST_TURNS, ROUND_S, ROUNDS, Rounds
 from tests.support.consumer import Served
 
 
@@ -22,7 +22,7 @@ class Crowd:
         node = Served().node
         self.rounds = Rounds(node)
         monkeypatch.setattr(Node, "consumers", property(lambda _: list(self.here)))
-        monkeypatch.setattr("api.rounds.asyncio.sleep", self._nap)
+        monkeypatch.setattr("relay.turns.asyncio.sleep", self._nap)
         monkeypatch.setattr(self.rounds, "_publish", self._second_is_over)
 
     async def _nap(self, seconds: float) -> None:
@@ -60,17 +60,17 @@ class Visited:
             self.crowd.here.remove(self)
 
 
-@pytest.mark.parametrize("count", [1, 15, 100, SLICE * MOST_SLICES])
+@pytest.mark.parametrize("count", [1, 15, 100, AT_A_TIME * MOST_TURNS])
 async def test_all_step_ten_times_a_second_and_are_looked_at_once(
     count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And never more of them at a time than a slice holds, so that nobody else waits for long."""
+    """And never many of them at a time, so that nobody else waits for long."""
     crowd = Crowd(monkeypatch, count)
     await crowd.second()
     assert sum(crowd.naps) == pytest.approx(ROUNDS * ROUND_S)
     assert set(crowd.sweeps.values()) == {1}
     assert {crowd.steps[reader] + crowd.sweeps[reader] for reader in crowd.here} == {ROUNDS}
-    assert max(crowd.at_once) < 2 * SLICE
+    assert max(crowd.at_once) < 2 * AT_A_TIME
 
 
 async def test_without_readers_it_only_wakes_up_ten_times_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,13 +80,13 @@ async def test_without_readers_it_only_wakes_up_ten_times_a_second(monkeypatch: 
     assert len(crowd.naps) == ROUNDS
 
 
-async def test_more_readers_than_slices_can_hold_are_visited_all_the_same(
+async def test_more_readers_than_the_turns_are_for_are_visited_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The slices grow, and there are no more of them."""
-    crowd = Crowd(monkeypatch, 2 * SLICE * MOST_SLICES)
+    """More of them at a time, and no more turns."""
+    crowd = Crowd(monkeypatch, 2 * AT_A_TIME * MOST_TURNS)
     await crowd.second()
-    assert len(crowd.naps) == ROUNDS * MOST_SLICES
+    assert len(crowd.naps) == ROUNDS * MOST_TURNS
     assert len(crowd.sweeps) == len(crowd.here)
 
 
