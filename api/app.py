@@ -10,7 +10,7 @@ from starlette.routing import Route
 from api import errors
 from api.limits import BodyLimit
 from api.reference.document import complete
-from api.routes import console, events, health, openai, streams
+from api.routes import console, docs, events, health, openai, streams
 from api.state import State
 from api.traced import Traced
 from relay import tracing
@@ -27,6 +27,7 @@ def create_app(state: State) -> FastAPI:
         description="LLM token streams with backpressure: create a response, read it by SSE, resume.",
         # Every call but health needs a key where there are keys, and FastAPI's own pages ask for none.
         openapi_url=None if state.locks.required else "/openapi.json",
+        docs_url=None,  # it has scripts of another host in it; ours is below
         redoc_url=None,
         # A redirect names a scheme and a host: behind a proxy the wrong ones, and the key would follow.
         redirect_slashes=False,
@@ -34,6 +35,8 @@ def create_app(state: State) -> FastAPI:
     app.state.relay = state
     for router in ROUTERS:
         app.include_router(router)
+    if not state.locks.required:
+        app.include_router(docs.router)
     complete(app)
     app.add_exception_handler(RelayError, errors.on_relay_error)
     app.add_exception_handler(RequestValidationError, errors.on_invalid)

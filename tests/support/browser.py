@@ -46,7 +46,7 @@ def chromium() -> Iterator[Browser]:
 class Tab:
     """A page whose complaints are kept: console errors, exceptions, requests that leave its origin."""
 
-    def __init__(self, browser: Browser, url: str, **options: object) -> None:
+    def __init__(self, browser: Browser, url: str, *, path: str = "", **options: object) -> None:
         self.context = browser.new_context(**options)  # type: ignore[arg-type]
         self.page: Page = self.context.new_page()
         self.page.set_default_timeout(STEP_MS)
@@ -55,7 +55,7 @@ class Tab:
         self.page.on("console", lambda said: said.type == "error" and self.errors.append(said.text))
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("request", lambda asked: self._look(asked.url, url))
-        self.page.goto(url)
+        self.page.goto(url + path)
 
     def _look(self, asked: str, url: str) -> None:
         if not asked.startswith((url, "data:", "blob:")):

@@ -212,6 +212,20 @@ def test_every_colour_of_text_can_be_read(scheme: int) -> None:
     assert contrast(colours["on-accent"], colours["accent"]) >= 4.5
 
 
+def test_the_reference_shows_every_call_and_asks_no_other_host(browser: Browser, api: Api) -> None:
+    """/docs works where there is no way out, and nobody else's code runs where a key may be typed in."""
+    tab = Tab(browser, f"http://127.0.0.1:{api.port}/", path="docs")
+    calls = tab.page.locator(".opblock-summary-path")
+    expect(calls.filter(has_text=re.compile("^/v1/streams/{response_id}/events$"))).to_be_visible(
+        timeout=STEP_MS
+    )
+    paths = api.call("GET", "/openapi.json").json["paths"]
+    assert calls.count() == sum(len(methods) for methods in paths.values())
+    assert tab.foreign == []
+    assert tab.errors == []
+    tab.close()
+
+
 def contrast(one: str, other: str) -> float:
     """Of WCAG 2.2."""
     high, low = sorted((luminance(one), luminance(other)), reverse=True)
