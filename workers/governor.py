@@ -25,7 +25,7 @@ log = structlog.get_logger("relay.worker")
 # Looks at a reader that is behind, and at one that keeps up: by the watcher of the worker.
 LOOK_BEHIND_S, LOOK_LIVE_S = 0.25, 1.0
 BEHIND_S = 0.2
-_POLL_FIRST_S, _POLL_LAST_S = 0.005, 0.1
+_POLL_FIRST_S, _POLL_LAST_S = 0.005, 0.25  # whoever has stood still for long has a window to read first
 
 
 class Governor:
