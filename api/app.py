@@ -51,7 +51,8 @@ def create_app(state: State) -> FastAPI:
 
 async def _on_method(request: Request, error: Exception) -> JSONResponse:
     """No such method: with all that the path has, of which the framework names one route's."""
-    routes = [route for router in ROUTERS for route in router.routes if isinstance(route, Route)]
+    routers = (*ROUTERS, docs.router)
+    routes = [route for router in routers for route in router.routes if isinstance(route, Route)]
     there = [route.methods or () for route in routes if route.path_regex.match(request.scope["path"])]
     answer = await errors.on_http(request, error)
     answer.headers["Allow"] = ", ".join(sorted(set().union(*there)))

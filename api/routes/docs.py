@@ -24,19 +24,21 @@ _HEADERS = {
 }
 
 
+@router.head("/docs")
 @router.get("/docs")
 async def page() -> Response:
     """The page; it asks for /openapi.json."""
-    page = get_swagger_ui_html(
+    html = get_swagger_ui_html(
         openapi_url="/openapi.json",
         title="relay: reference",
         swagger_js_url="/docs/swagger-ui-bundle.js",
         swagger_css_url="/docs/swagger-ui.css",
         swagger_favicon_url="data:,",
     )
-    return Response(page.body, media_type="text/html", headers=_HEADERS)
+    return Response(html.body, media_type="text/html", headers=_HEADERS)
 
 
+@router.head("/docs/{name}")
 @router.get("/docs/{name}")
 async def asset(name: str) -> Response:
     """What it is made of; 2 MB that are read when asked for, which is seldom."""

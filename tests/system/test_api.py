@@ -802,6 +802,7 @@ def test_no_such_route(quiet: House, path: str) -> None:
         ("GET", f"/v1/streams/{NEVER_MADE}/consumers/me/ack", "POST"),
         ("OPTIONS", "/v1/chat/completions", "POST"),
         ("POST", "/healthz", "GET, HEAD"),
+        ("POST", "/docs", "GET, HEAD"),
     ],
 )
 def test_a_wrong_method(quiet: House, method: str, path: str, allowed: str) -> None:
@@ -822,6 +823,8 @@ def test_head_is_get_without_its_body(house: House) -> None:
         "/healthz",
         "/readyz",
         "/metrics",
+        "/docs",
+        "/docs/swagger-ui.css",
         "/v1/streams",
         url,
         made["text_url"],
