@@ -8,7 +8,6 @@ from importlib import metadata
 # Ctrl-C comes exactly when the command line is being imported.
 _INTERRUPTED_IMPORT = """
 import os, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background
 from relay.cli import entry
 
 class Interrupts:
